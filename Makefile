@@ -1,0 +1,67 @@
+# make demo    environment, build, and the main job: a real tree decoded by a small random model
+# make test    environment, build, tests
+#
+# Everything else: build, wheel, asan, lint, format, clean. Variables, with their defaults:
+#   PYTHON=python3          makes the environment
+#   TORCH=torch==2.13.0     requirement given to pip; anything from 2.10 on
+#   VENV=.venv              where the environment lies
+#   USE_PYTHON=             a Python with torch and the rest, used as it is: no environment is made, nothing installed
+#   APAR_CUDA, APAR_CUDA_ARCHS, MAX_JOBS   see setup.py
+#   TESTS=tests             what make test runs
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+USE_PYTHON ?=
+TESTS ?= tests
+
+ifeq ($(USE_PYTHON),)
+  RUN := $(VENV)/bin/python
+  # The requirement is part of the name: another torch makes the environment anew.
+  ENVIRONMENT := $(VENV)/.ready-$(subst /,_,$(TORCH))
+else
+  RUN := $(USE_PYTHON)
+  ENVIRONMENT :=
+endif
+CLANG_FORMAT = $(dir $(RUN))clang-format
+CPP_FILES = $(shell find csrc tests/cpp -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+.PHONY: demo test build wheel asan lint format clean
+
+demo: build
+	$(RUN) -c "import apar_ext; print(apar_ext.build_info())"
+
+test: build
+	$(RUN) -m pytest $(TESTS)
+
+# Compiles what changed and puts apar_ext/_C*.so in place.
+build: $(ENVIRONMENT)
+	$(RUN) setup.py --quiet build_ext --inplace
+
+# The package is installed in editable form: what is built in this folder is what the environment imports.
+$(VENV)/.ready-%: pyproject.toml setup.py
+	$(PYTHON) -m venv --clear $(VENV)
+	$(RUN) -m pip install "$(TORCH)" "setuptools>=77" wheel "cmake>=3.25" ninja
+	$(RUN) -m pip install --no-build-isolation --editable ".[test]"
+	touch "$@"
+
+wheel: $(ENVIRONMENT)
+	rm -rf dist
+	$(RUN) -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
+
+# The kernels and the rules of the forest under AddressSanitizer and UndefinedBehaviorSanitizer, without torch.
+asan: $(ENVIRONMENT)
+	$(RUN) tests/cpp/run.py --sanitize
+
+lint: $(ENVIRONMENT)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(CLANG_FORMAT) --dry-run -Werror $(CPP_FILES)
+
+format: $(ENVIRONMENT)
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+	$(CLANG_FORMAT) -i $(CPP_FILES)
+
+clean:
+	rm -rf build dist *.egg-info apar_ext/_C*.so .pytest_cache .ruff_cache .hypothesis

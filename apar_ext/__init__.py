@@ -1,0 +1,13 @@
+"""Attention over branches that share prefixes, and the bookkeeping of branches, as torch operators.
+
+Operators are registered as ``torch.ops.apar.*``; the functions here are their typed and documented doors.
+"""
+
+import torch  # noqa: F401  (the extension needs torch's libraries in the process)
+
+from apar_ext import _C  # noqa: F401  (registers the operators)
+from apar_ext.build_info import build_info
+from apar_ext.kv import append_kv
+from apar_ext.version import __version__
+
+__all__ = ["__version__", "append_kv", "build_info"]

@@ -1,0 +1,56 @@
+#include "cuda/append_kv/append_kv.h"
+
+#include <algorithm>
+#include <cstdint>
+
+#include "cuda/append_kv/kernel.cuh"
+#include "cuda/launch.h"
+
+namespace apar::cuda {
+namespace {
+
+// Largest power of two up to 16 that divides every address the kernel forms.
+int vector_bytes(const AppendKvParams& params) {
+  uintptr_t bits = 16;
+  for (const char* pointer :
+       {params.k, params.v, static_cast<const char*>(params.k_cache), static_cast<const char*>(params.v_cache)}) {
+    bits |= reinterpret_cast<uintptr_t>(pointer);
+  }
+  for (const int64_t stride : {params.head_bytes, params.k_row_stride_bytes, params.k_head_stride_bytes,
+                               params.v_row_stride_bytes, params.v_head_stride_bytes}) {
+    bits |= static_cast<uintptr_t>(stride);
+  }
+  return static_cast<int>(bits & (~bits + 1));
+}
+
+template <int kVectorBytes>
+void launch(const AppendKvParams& params, cudaStream_t stream) {
+  constexpr int kThreads = 256;
+  constexpr int64_t kMaxBlocks = 1 << 16;  // the kernel loops over what is left
+  const int64_t vectors = params.rows * params.num_kv_heads * (params.head_bytes / kVectorBytes);
+  const int64_t blocks = std::min((vectors + kThreads - 1) / kThreads, kMaxBlocks);
+  append_kv_kernel<kVectorBytes><<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(params);
+  check_cuda(cudaGetLastError(), "append_kv: launch");
+}
+
+}  // namespace
+
+void append_kv(const AppendKvParams& params, int device, void* stream) {
+  if (params.rows == 0 || params.num_kv_heads == 0 || params.head_bytes == 0) return;
+  const DeviceScope scope(device);
+  const auto cuda_stream = static_cast<cudaStream_t>(stream);
+  switch (vector_bytes(params)) {
+    case 16:
+      return launch<16>(params, cuda_stream);
+    case 8:
+      return launch<8>(params, cuda_stream);
+    case 4:
+      return launch<4>(params, cuda_stream);
+    case 2:
+      return launch<2>(params, cuda_stream);
+    default:
+      return launch<1>(params, cuda_stream);
+  }
+}
+
+}  // namespace apar::cuda
