@@ -8,6 +8,7 @@ import torch  # noqa: F401  (the extension needs torch's libraries in the proces
 from apar_ext import _C  # noqa: F401  (registers the operators)
 from apar_ext.build_info import build_info
 from apar_ext.kv import append_kv
+from apar_ext.logits import mask_logits_
 from apar_ext.version import __version__
 
-__all__ = ["__version__", "append_kv", "build_info"]
+__all__ = ["__version__", "append_kv", "build_info", "mask_logits_"]
