@@ -29,7 +29,7 @@ CPP_FILES = $(shell find csrc tests/cpp -name '*.cpp' -o -name '*.h' -o -name '*
 .PHONY: demo test build wheel asan lint format clean
 
 demo: build
-	$(RUN) -c "import apar_ext; print(apar_ext.build_info())"
+	$(RUN) -c "from apar import info; print(info.render(info.collect()))"
 
 test: build
 	$(RUN) -m pytest $(TESTS)
