@@ -1,0 +1,2 @@
+from .attention import register
+register()

@@ -1,0 +1,91 @@
+"""Loading a model and its tokenizer, ready to decode as a tree."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from .attention import ATTENTION_NAME
+from .cache import UnsupportedModelError, attention_windows
+
+
+def load(
+    path_or_id: str | os.PathLike[str],
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal language model and its tokenizer with the attention of this package.
+
+    Both are plain transformers objects: `model.generate`, `save_pretrained` and the rest work as ever.
+
+    Args:
+        path_or_id: a folder or a model id of the Hugging Face hub.
+        dtype: of the weights; as they were saved if None.
+        device: where the model goes; torch's default device if None.
+
+    Returns:
+        (model, tokenizer), the model in eval mode.
+
+    Errors:
+        UnsupportedModelError: an architecture without exchangeable attention or with layers that keep another state than
+            keys and values; found before any weight is read.
+        ValueError: there is no model or no tokenizer, or the tokenizer knows more tokens than the model.
+    """
+    try:
+        config = AutoConfig.from_pretrained(path_or_id)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"load: no model found at {str(path_or_id)!r}, expected a model folder or a hub id ({error})") from error
+    _check_architecture(config)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path_or_id)
+    except Exception as error:  # transformers raises many types here, some of them bare KeyError and TypeError
+        raise ValueError(f"load: no tokenizer found at {str(path_or_id)!r}, expected one beside the model ({error})") from error
+    model = AutoModelForCausalLM.from_pretrained(
+        path_or_id, dtype="auto" if dtype is None else dtype, attn_implementation=ATTENTION_NAME
+    )
+    check_tokenizer(model, tokenizer)
+    if device is not None:
+        model.to(device)
+    return model.eval(), tokenizer
+
+
+def check_model(model: PreTrainedModel) -> None:
+    """Raise UnsupportedModelError where `model` cannot be decoded over a `PagedCache`, and ValueError where it could but
+    has another attention implementation set."""
+    _check_class(type(model), model.config.model_type)
+    attention_windows(model.config)
+    implementation = model.config.get_text_config(decoder=True)._attn_implementation
+    if implementation != ATTENTION_NAME:
+        raise ValueError(
+            f"model: attn_implementation is {implementation!r}, expected {ATTENTION_NAME!r} "
+            f"(model.set_attn_implementation({ATTENTION_NAME!r}))"
+        )
+
+
+def check_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ValueError where the tokenizer could give ids that the model has no embedding for."""
+    num_embeddings = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > num_embeddings:
+        raise ValueError(
+            f"tokenizer: it knows {len(tokenizer)} tokens, expected at most {num_embeddings}, the rows of the model's "
+            "embedding; is it another model's tokenizer, or is model.resize_token_embeddings missing?"
+        )
+
+
+def _check_architecture(config: AutoConfig) -> None:
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UnsupportedModelError(f"{config.model_type}: transformers has no causal language model of this type")
+    attention_windows(config)
+    _check_class(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config.model_type)
+
+
+def _check_class(model_class: type[PreTrainedModel], model_type: str) -> None:
+    # transformers' own test: a class outside the attention interface ignores the name that is set, with a warning.
+    if not model_class._can_set_attn_implementation():
+        raise UnsupportedModelError(
+            f"{model_type}: {model_class.__name__} computes attention by itself, expected a model that uses "
+            "transformers' attention interface"
+        )
