@@ -1,2 +1,5 @@
-from .attention import register
+"""Decoding language models that fork, on top of transformers."""
+
+from apar.attention import register
+
 register()

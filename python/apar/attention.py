@@ -1,8 +1,8 @@
 """Attention for transformers models under the name "apar".
 
-One function with two doors. A layer whose cache is a `PagedCache` goes to the tree kernels, which take the
-structure from the cache's step and want no mask. Every other call (`model.generate`, training, evaluation) is plain
-attention, which equals transformers' own `sdpa` and `eager`.
+One function with two doors. A layer whose cache is a ``PagedCache`` goes to the tree kernels, which take the
+structure from the cache's step and want no mask. Every other call (``model.generate``, training, evaluation) is plain
+attention, which equals transformers' own ``sdpa`` and ``eager``.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from apar_ext import tree_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from .cache import PagedLayer, PagedLength
+import apar_ext
+from apar.cache import PagedLayer, PagedLength
 
 ATTENTION_NAME = "apar"
 
 
 def register() -> None:
-    """Make `attn_implementation="apar"` known to transformers, for attention and for masks. Called by `import apar`.
+    """Make ``attn_implementation="apar"`` known to transformers, for attention and masks. Called by ``import apar``.
 
     Both are needed: a name that is registered for attention alone gets no mask, and padding is then ignored
     without a word.
@@ -48,21 +48,22 @@ def apar_attention(
     Head counts come from the tensors, so that a tensor-parallel layer works on its local heads.
 
     Args:
-        module: the attention layer; `module.is_causal` decides about causality where there is no mask.
+        module: the attention layer; ``module.is_causal`` decides about causality where there is no mask.
         query: [B, Hq, L, D].
-        key, value: [B, Hkv, Lk, D], or the layer of a `PagedCache`, as its `update` returned it.
-        attention_mask: [B or 1, Hq or 1, L, Lk] bool (True = visible) or float (added), or None; None with a `PagedCache`.
+        key, value: [B, Hkv, Lk, D], or the layer of a ``PagedCache``, as its ``update`` returned it.
+        attention_mask: [B or 1, Hq or 1, L, Lk] bool (True = visible) or float (added), or None. Always None with a
+            ``PagedCache``.
         dropout: probability, applied to the attention weights.
         scaling: factor of the scores; 1/sqrt(D) if None.
-        softcap: scores become `softcap * tanh(score / softcap)`.
+        softcap: scores become ``softcap * tanh(score / softcap)``.
         s_aux: [Hq] sinks, one extra logit per head in the softmax denominator.
-        is_causal: overrides `module.is_causal`.
+        is_causal: overrides ``module.is_causal``.
 
     Returns:
-        ([B, L, Hq, D], None). Like `sdpa`, it gives no attention weights.
+        ([B, L, Hq, D], None). Like ``sdpa``, it gives no attention weights.
 
-    Errors:
-        ValueError: with a `PagedCache`, on a mask, on a gradient, or on an argument the tree kernels do not know.
+    Raises:
+        ValueError: with a ``PagedCache``, on a mask, on a gradient, or on an argument the tree kernels do not know.
     """
     if isinstance(key, PagedLayer):
         return _paged_attention(module, query, key, attention_mask, dropout, scaling, softcap, s_aux, kwargs), None
@@ -81,9 +82,11 @@ def apar_attention(
 
 
 def apar_mask(batch_size: int, *args: Any, **kwargs: Any) -> torch.Tensor | None:
-    """The mask of one layer type: none with a `PagedCache`, else what `sdpa` gets (bool [B, 1, L, Lk], True = visible).
+    """The mask of one layer type: None with a ``PagedCache``, else what ``sdpa`` gets.
 
-    The cache is no argument of a mask function; a `PagedCache` makes itself known by the type of the length it
+    That is bool [B, 1, L, Lk], True = visible, or None where plain causality is enough.
+
+    The cache is no argument of a mask function; a ``PagedCache`` makes itself known by the type of the length it
     reports. Without this, transformers would build a causal mask over row numbers, which is wrong for a tree and costs
     more than the attention.
     """
@@ -119,8 +122,8 @@ def _paged_attention(
 ) -> torch.Tensor:
     if attention_mask is not None:
         raise ValueError(
-            f"attention_mask: came with shape {list(attention_mask.shape)}, expected None with a PagedCache, whose step "
-            "says what every row may see"
+            f"attention_mask: came with shape {list(attention_mask.shape)}, expected None with a PagedCache, "
+            "whose step says what every row may see"
         )
     if query.requires_grad and torch.is_grad_enabled():
         raise ValueError("PagedCache: the query requires a gradient, expected a call under torch.no_grad()")
@@ -128,9 +131,11 @@ def _paged_attention(
         raise ValueError(f"PagedCache: attention dropout is {dropout}, expected 0 (call model.eval())")
     for name in _UNSUPPORTED_IN_PAGED_ATTENTION:
         if others.get(name) is not None:
-            raise ValueError(f"{type(module).__name__} passes {name}, which attention over a PagedCache does not support")
+            raise ValueError(
+                f"{type(module).__name__} passes {name}, which attention over a PagedCache does not support"
+            )
     batch_size, num_heads, length, head_dim = query.shape
-    output = tree_attention(
+    output = apar_ext.tree_attention(
         query.transpose(1, 2).reshape(-1, num_heads, head_dim),
         layer.keys,
         layer.values,
@@ -153,7 +158,7 @@ def _dense_attention(
     sinks: torch.Tensor | None,
     is_causal: bool,
 ) -> torch.Tensor:
-    """Attention with a soft cap or sinks, which SDPA cannot do. All query heads of a KV head share one matrix product."""
+    """Attention with a soft cap or sinks, which SDPA cannot do."""
     batch_size, num_heads, length, head_dim = query.shape
     num_kv_heads = key.shape[1]
     if attention_mask is None and is_causal and length > 1:
@@ -170,10 +175,11 @@ def _dense_attention(
         scores = torch.tanh(scores / softcap) * softcap
     if attention_mask is not None:
         if attention_mask.dtype == torch.bool:
-            # The lowest finite number and not -inf: a row of padding alone stays finite.
-            scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
-        else:
-            scores = scores + attention_mask
+            # Added as eager adds it, the lowest finite number and not -inf: rows of padding alone stay finite and have
+            # the same gradients.
+            lowest = scores.new_full((), torch.finfo(scores.dtype).min)
+            attention_mask = torch.where(attention_mask, scores.new_zeros(()), lowest)
+        scores = scores + attention_mask
     if sinks is not None:
         sink_scores = sinks.to(scores.dtype).view(1, num_heads, 1, 1).expand(batch_size, -1, length, 1)
         scores = torch.cat([scores, sink_scores], dim=-1)

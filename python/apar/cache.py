@@ -1,13 +1,13 @@
 """The paged KV cache that a transformers model writes to, and the step that says where and what its rows read.
 
-A forward pass over a tree of branches is one packed row of tokens, `input_ids [1, R]`. Where each row's keys and values
-go and which entries it may read is a `Step`, set on the cache before the pass:
+A forward pass over a tree of branches is one packed row of tokens, ``input_ids [1, R]``. Where each row's keys and
+values go and which entries it may read is a ``Step``, set on the cache before the pass:
 
     cache = PagedCache.for_model(model, num_pages=256)
     with cache.stepping(Step(slots, plan)):
         model(input_ids=tokens, position_ids=positions, past_key_values=cache, use_cache=True)
 
-The step reaches the attention function through the cache's layers: `update` writes the rows and returns the layer
+The step reaches the attention function through the cache's layers: ``update`` writes the rows and returns the layer
 itself in place of keys and values. So it needs no argument that a model would have to pass on, several caches live side
 by side, and any other attention implementation fails at once instead of reading pages as if they were a batch.
 """
@@ -20,9 +20,10 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import torch
-from apar_ext import Plan, append_kv, make_plan
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
+
+import apar_ext
 
 DEFAULT_PAGE_SIZE = 16
 
@@ -36,23 +37,24 @@ class Step:
     """What one forward pass over R rows writes and reads.
 
     Attributes:
-        slots: [R] int32, device of the model: `page * page_size + offset` that row r's keys and values go to, -1 = nowhere.
+        slots: [R] int32, device of the model: ``page * page_size + offset`` that row r's keys and values go to,
+            -1 = nowhere.
         plan: the plan of the R rows for layers that see everything.
-        window_plans: for every window size of the model (`PagedCache.windows`), the plan of the same rows with their
-            ranges clipped to the last `window` positions, the row's own included.
+        window_plans: for every window size of the model (``PagedCache.windows``), the plan of the same rows with their
+            ranges clipped to the last ``window`` positions, the row's own included.
     """
 
     slots: torch.Tensor
-    plan: Plan
-    window_plans: Mapping[int, Plan] = field(default_factory=dict)
+    plan: apar_ext.Plan
+    window_plans: Mapping[int, apar_ext.Plan] = field(default_factory=dict)
 
 
 class PagedCache(Cache):
     """KV pages of every layer of one model. It knows no branches: pages are handed out by whoever makes the steps.
 
-    Each layer holds `keys` and `values`, [num_pages, Hkv, page_size, D], allocated at the layer's first write from what
-    it is given: dtype, device and, under tensor parallelism, the local number of KV heads. Pages are not cleared, an
-    entry means something only after a step has written it.
+    Each layer holds ``keys`` and ``values``, [num_pages, Hkv, page_size, D], allocated at the layer's first write from
+    what it is given: dtype, device and, under tensor parallelism, the local number of KV heads. Pages are not cleared,
+    an entry means something only after a step has written it.
 
     Args:
         config: the model's configuration.
@@ -60,7 +62,7 @@ class PagedCache(Cache):
         page_size: entries per page, a power of two from 8 to 128.
         tensor_parallel_size: number of devices that the heads are spread over.
 
-    Errors:
+    Raises:
         UnsupportedModelError: the model keeps a state that is no list of keys and values (state-space and other linear
             layers), is an encoder-decoder, or attends in chunks.
         ValueError: num_pages or page_size out of range.
@@ -99,7 +101,7 @@ class PagedCache(Cache):
 
     @classmethod
     def for_model(cls, model: PreTrainedModel, num_pages: int, page_size: int = DEFAULT_PAGE_SIZE) -> PagedCache:
-        """A cache for `model` with `attn_implementation="apar"`, tensor parallel or not."""
+        """A cache for ``model`` with ``attn_implementation="apar"``, tensor parallel or not."""
         return cls(model.config, num_pages, page_size, tensor_parallel_size=getattr(model, "_tp_size", None) or 1)
 
     @property
@@ -112,15 +114,19 @@ class PagedCache(Cache):
         if step is not None:
             rows = step.slots.shape[0]
             if step.plan.row_indptr.shape[0] != rows + 1:
-                raise ValueError(f"Step: slots has {rows} rows, expected {step.plan.row_indptr.shape[0] - 1} as in the plan")
+                raise ValueError(
+                    f"Step: slots has {rows} rows, expected {step.plan.row_indptr.shape[0] - 1} as in the plan"
+                )
             for window in self.windows:
                 if window not in step.window_plans:
-                    raise ValueError(f"Step: window_plans has sizes {list(step.window_plans)}, expected {list(self.windows)}")
+                    raise ValueError(
+                        f"Step: window_plans has sizes {list(step.window_plans)}, expected {list(self.windows)}"
+                    )
         self._current.step = step
 
     @contextmanager
     def stepping(self, step: Step) -> Iterator[None]:
-        """Set `step` for the forward passes inside, and take it away afterwards, come what may."""
+        """Set ``step`` for the forward passes inside, and take it away afterwards, come what may."""
         self.step = step
         try:
             yield
@@ -142,20 +148,22 @@ class PagedCache(Cache):
 
         Args:
             page_table: [S, max_pages].
-            slots: [R], see `Step`.
+            slots: [R], see ``Step``.
             row_position: [R], position ids of the rows.
             row_indptr: [R + 1]; row r reads ranges row_indptr[r]:row_indptr[r + 1].
             range_stream, range_begin, range_end: [N]; entries [begin, end) of a stream.
             first_position: [S], position id of each stream's entry 0.
         """
-        sizes = dict(num_kv_heads=self.num_kv_heads, group_size=self.group_size, page_size=self.page_size)
+        sizes = {"num_kv_heads": self.num_kv_heads, "group_size": self.group_size, "page_size": self.page_size}
         window_plans = {}
         for window in self.windows:
             clipped_begin = clip_to_window(
                 row_position, row_indptr, range_stream, range_begin, range_end, first_position, window
             )
-            window_plans[window] = make_plan(page_table, row_indptr, range_stream, clipped_begin, range_end, **sizes)
-        plan = make_plan(page_table, row_indptr, range_stream, range_begin, range_end, **sizes)
+            window_plans[window] = apar_ext.make_plan(
+                page_table, row_indptr, range_stream, clipped_begin, range_end, **sizes
+            )
+        plan = apar_ext.make_plan(page_table, row_indptr, range_stream, range_begin, range_end, **sizes)
         return Step(slots, plan, window_plans)
 
     @property
@@ -188,7 +196,9 @@ class PagedCache(Cache):
         return 0
 
     def get_seq_length(self, layer_idx: int = 0) -> NoReturn:
-        raise ValueError("PagedCache: it has no one sequence length, since every row has its own; expected position_ids")
+        raise ValueError(
+            "PagedCache: it has no one sequence length, since every row has its own; expected position_ids"
+        )
 
     @property
     def is_sliding(self) -> list[bool]:
@@ -204,7 +214,7 @@ class PagedCache(Cache):
 
 
 class PagedLayer(CacheLayerMixin):
-    """One layer's pages: `keys`, `values` [num_pages, Hkv, page_size, D], and the plan to read them by."""
+    """One layer's pages: ``keys``, ``values`` [num_pages, Hkv, page_size, D], and the plan to read them by."""
 
     supports_early_init = False
 
@@ -217,7 +227,7 @@ class PagedLayer(CacheLayerMixin):
         self.is_sliding = window is not None
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> apar_ext.Plan:
         """The current step's plan for this layer's window."""
         step = self._current.require()
         return step.plan if self.window is None else step.window_plans[self.window]
@@ -225,7 +235,8 @@ class PagedLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         if value_states.shape[-1] != key_states.shape[-1]:
             raise UnsupportedModelError(
-                f"PagedCache: values have head_dim {value_states.shape[-1]}, expected {key_states.shape[-1]} as the keys"
+                f"PagedCache: values have head_dim {value_states.shape[-1]}, "
+                f"expected {key_states.shape[-1]} as the keys"
             )
         shape = (self.num_pages, key_states.shape[1], self.page_size, key_states.shape[3])
         self.dtype, self.device = key_states.dtype, key_states.device
@@ -240,7 +251,7 @@ class PagedLayer(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         _, num_kv_heads, _, head_dim = key_states.shape
-        append_kv(
+        apar_ext.append_kv(
             key_states.transpose(1, 2).reshape(-1, num_kv_heads, head_dim),
             value_states.transpose(1, 2).reshape(-1, num_kv_heads, head_dim),
             self.keys,
@@ -258,7 +269,9 @@ class PagedLayer(CacheLayerMixin):
     get_max_cache_shape = get_max_length  # its name before transformers 5.16
 
     def get_seq_length(self) -> NoReturn:
-        raise ValueError("PagedCache: it has no one sequence length, since every row has its own; expected position_ids")
+        raise ValueError(
+            "PagedCache: it has no one sequence length, since every row has its own; expected position_ids"
+        )
 
     def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise NotImplementedError("PagedCache: branches are opened and ended by page tables, not by changing the cache")
@@ -273,7 +286,7 @@ class PagedLayer(CacheLayerMixin):
 
 
 class PagedLength(int):
-    """A length that comes from a `PagedCache`; tells the mask function that no mask is wanted."""
+    """A length that comes from a ``PagedCache``; tells the mask function that no mask is wanted."""
 
 
 @dataclass
@@ -282,7 +295,9 @@ class _CurrentStep:
 
     def require(self) -> Step:
         if self.step is None:
-            raise ValueError("PagedCache: no step is set, expected cache.step = ... or `with cache.stepping(...)` around the forward pass")
+            raise ValueError(
+                "PagedCache: no step is set, expected `with cache.stepping(step):` around the forward pass"
+            )
         return self.step
 
 
@@ -295,7 +310,9 @@ def clip_to_window(
     first_position: torch.Tensor,
     window: int,
 ) -> torch.Tensor:
-    """The ranges' begins for a layer that sees only positions `> row_position - window`. Arguments as in `PagedCache.make_step`.
+    """The ranges' begins for a layer that sees only positions ``> row_position - window``.
+
+    Arguments as in ``PagedCache.make_step``.
 
     Returns: [N] int32; a range that lies wholly before the window becomes empty.
     """
@@ -308,15 +325,19 @@ def clip_to_window(
 def attention_windows(config: PreTrainedConfig) -> list[int | None]:
     """Per layer the size of its sliding window in positions (the row's own counted), None where it sees everything.
 
-    Errors:
+    Raises:
         UnsupportedModelError: a layer is no causal attention over keys and values.
     """
     model_type = config.model_type
     if getattr(config, "is_encoder_decoder", False):
-        raise UnsupportedModelError(f"{model_type}: encoder-decoder models are not supported, expected a decoder-only model")
+        raise UnsupportedModelError(
+            f"{model_type}: encoder-decoder models are not supported, expected a decoder-only model"
+        )
     config = config.get_text_config(decoder=True)
     if getattr(config, "num_attention_heads", None) is None or getattr(config, "num_hidden_layers", None) is None:
-        raise UnsupportedModelError(f"{model_type}: the model has no attention heads, expected attention in every layer")
+        raise UnsupportedModelError(
+            f"{model_type}: the model has no attention heads, expected attention in every layer"
+        )
     if getattr(config, "use_bidirectional_attention", False) or not getattr(config, "is_causal", True):
         raise UnsupportedModelError(f"{model_type}: the model attends in both directions, expected causal attention")
     layer_configs = getattr(config, "per_layer_config", None) or [config] * config.num_hidden_layers

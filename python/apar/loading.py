@@ -8,8 +8,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from .attention import ATTENTION_NAME
-from .cache import UnsupportedModelError, attention_windows
+from apar.attention import ATTENTION_NAME
+from apar.cache import UnsupportedModelError, attention_windows
 
 
 def load(
@@ -19,7 +19,7 @@ def load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal language model and its tokenizer with the attention of this package.
 
-    Both are plain transformers objects: `model.generate`, `save_pretrained` and the rest work as ever.
+    Both are plain transformers objects: ``model.generate``, ``save_pretrained`` and the rest work as ever.
 
     Args:
         path_or_id: a folder or a model id of the Hugging Face hub.
@@ -29,20 +29,24 @@ def load(
     Returns:
         (model, tokenizer), the model in eval mode.
 
-    Errors:
-        UnsupportedModelError: an architecture without exchangeable attention or with layers that keep another state than
-            keys and values; found before any weight is read.
+    Raises:
+        UnsupportedModelError: an architecture without exchangeable attention, or with layers that keep another state
+            than keys and values; found before any weight is read.
         ValueError: there is no model or no tokenizer, or the tokenizer knows more tokens than the model.
     """
     try:
         config = AutoConfig.from_pretrained(path_or_id)
     except (OSError, ValueError) as error:
-        raise ValueError(f"load: no model found at {str(path_or_id)!r}, expected a model folder or a hub id ({error})") from error
+        raise ValueError(
+            f"load: no model found at {str(path_or_id)!r}, expected a model folder or a hub id ({error})"
+        ) from error
     _check_architecture(config)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path_or_id)
     except Exception as error:  # transformers raises many types here, some of them bare KeyError and TypeError
-        raise ValueError(f"load: no tokenizer found at {str(path_or_id)!r}, expected one beside the model ({error})") from error
+        raise ValueError(
+            f"load: no tokenizer found at {str(path_or_id)!r}, expected one beside the model ({error})"
+        ) from error
     model = AutoModelForCausalLM.from_pretrained(
         path_or_id, dtype="auto" if dtype is None else dtype, attn_implementation=ATTENTION_NAME
     )
@@ -53,8 +57,10 @@ def load(
 
 
 def check_model(model: PreTrainedModel) -> None:
-    """Raise UnsupportedModelError where `model` cannot be decoded over a `PagedCache`, and ValueError where it could but
-    has another attention implementation set."""
+    """Raise UnsupportedModelError where ``model`` cannot be decoded over a ``PagedCache``.
+
+    Raises ValueError where it could but has another attention implementation set.
+    """
     _check_class(type(model), model.config.model_type)
     attention_windows(model.config)
     implementation = model.config.get_text_config(decoder=True)._attn_implementation

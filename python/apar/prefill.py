@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel
 
-from .cache import PagedCache, Step
+from apar.cache import PagedCache, Step
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class PromptStream:
     Attributes:
         stream: row of the page table.
         token_ids: [n] the tokens, n >= 0.
-        start: entries that the stream holds already; the first token becomes entry `start`.
-        context: ranges `(stream, begin, end)` that every token reads besides its own stream, in reading order. A stream
-            that is filled in the same call must stand earlier in the list of prompts.
+        start: entries that the stream holds already; the first token becomes entry ``start``.
+        context: ranges ``(stream, begin, end)`` that every token reads besides its own stream, in reading order. A
+            stream that is filled in the same call must stand earlier in the list of prompts.
     """
 
     stream: int
@@ -45,22 +45,23 @@ def prefill(
     chunk_size: int = 512,
     logits: Literal["none", "last", "all"] = "none",
 ) -> list[torch.Tensor] | None:
-    """Write the entries of `prompts` to the cache.
+    """Write the entries of ``prompts`` to the cache.
 
     Args:
-        model: a causal language model with `attn_implementation="apar"`.
+        model: a causal language model with ``attn_implementation="apar"``.
         cache: the model's cache; its step is replaced.
         prompts: what to write.
         page_table: [S, max_pages] int32, on the device of the model; the pages that the tokens need are in it.
         first_position: [S] int32, same device: position id of each stream's entry 0.
-        chunk_size: rows per forward pass, at least 1. It bounds the memory of activations; the entries are the same for any value up to rounding.
+        chunk_size: rows per forward pass, at least 1. It bounds the memory of activations; the entries are the same for
+            any value, up to rounding.
         logits: "none" leaves the language-model head out of it, "last" gives those of every prompt's last token,
             "all" those of every token.
 
     Returns:
         None, or per prompt its logits: [1, V] or [n, V].
 
-    Errors:
+    Raises:
         ValueError: a prompt does not fit its row of the page table, a stream is out of range, chunk_size < 1, or logits
             of an empty prompt are wanted.
     """
@@ -72,9 +73,10 @@ def prefill(
     for prompt in prompts:
         if not 0 <= prompt.stream < page_table.shape[0]:
             raise ValueError(f"prefill: stream is {prompt.stream}, expected 0 to {page_table.shape[0] - 1}")
-        if prompt.start < 0 or prompt.start + len(prompt.token_ids) > capacity:
+        length = prompt.start + len(prompt.token_ids)
+        if prompt.start < 0 or length > capacity:
             raise ValueError(
-                f"prefill: stream {prompt.stream} would hold {prompt.start + len(prompt.token_ids)} entries from {prompt.start} on, "
+                f"prefill: stream {prompt.stream} would hold {length} entries, the first new one at {prompt.start}, "
                 f"expected at most {capacity} (one row of the page table)"
             )
         if logits != "none" and len(prompt.token_ids) == 0:
@@ -84,7 +86,7 @@ def prefill(
     for pieces in _chunks(prompts, chunk_size):
         step, token_ids, positions = _prepare(cache, prompts, pieces, page_table, first_position)
         wanted = _wanted_rows(prompts, pieces, logits)
-        inputs = dict(input_ids=token_ids, position_ids=positions, past_key_values=cache, use_cache=True)
+        inputs = {"input_ids": token_ids, "position_ids": positions, "past_key_values": cache, "use_cache": True}
         with cache.stepping(step):
             if not wanted:
                 model.base_model(**inputs)
@@ -106,7 +108,7 @@ class _Piece:
 
 
 def _chunks(prompts: Sequence[PromptStream], chunk_size: int) -> list[list[_Piece]]:
-    """All tokens in order, cut into runs of at most `chunk_size`."""
+    """All tokens in order, cut into runs of at most ``chunk_size``."""
     chunks: list[list[_Piece]] = []
     room = 0
     for index, prompt in enumerate(prompts):
@@ -152,7 +154,9 @@ def _prepare(
         entries.append(entry)
         ranges_per_row.append(torch.full_like(entry, len(prompt.context) + 1))
         # Per row the context, then the own stream up to the row itself.
-        piece_ranges = torch.tensor([*prompt.context, (prompt.stream, 0, 0)], dtype=torch.int32).repeat(len(entry), 1, 1)
+        piece_ranges = torch.tensor([*prompt.context, (prompt.stream, 0, 0)], dtype=torch.int32).repeat(
+            len(entry), 1, 1
+        )
         piece_ranges[:, -1, 2] = entry + 1
         ranges.append(piece_ranges.view(-1, 3))
 

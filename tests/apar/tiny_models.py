@@ -24,50 +24,50 @@ from transformers import (
 VOCABULARY = 97
 WINDOW = 7
 
-_COMMON = dict(
-    vocab_size=VOCABULARY,
-    hidden_size=64,
-    intermediate_size=96,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=512,
-    initializer_range=0.2,
-    pad_token_id=0,
-    bos_token_id=1,
-    eos_token_id=2,
-)
+_COMMON = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 
 
 def _llama() -> PreTrainedModel:
     # 6 heads on 2 KV heads of 32: head_dim is not hidden_size / heads, the group size no power of two.
-    return LlamaForCausalLM(LlamaConfig(**_COMMON | dict(hidden_size=96, num_attention_heads=6, head_dim=32)))
+    return LlamaForCausalLM(LlamaConfig(**_COMMON | {"hidden_size": 96, "num_attention_heads": 6, "head_dim": 32}))
 
 
 def _qwen2() -> PreTrainedModel:
-    return Qwen2ForCausalLM(Qwen2Config(**_COMMON | dict(num_attention_heads=2, num_key_value_heads=1)))
+    return Qwen2ForCausalLM(Qwen2Config(**_COMMON | {"num_attention_heads": 2, "num_key_value_heads": 1}))
 
 
 def _qwen3() -> PreTrainedModel:
-    return Qwen3ForCausalLM(Qwen3Config(**_COMMON | dict(head_dim=64)))
+    return Qwen3ForCausalLM(Qwen3Config(**_COMMON | {"head_dim": 64}))
 
 
 def _mistral() -> PreTrainedModel:
-    return MistralForCausalLM(MistralConfig(**_COMMON | dict(head_dim=32, sliding_window=WINDOW)))
+    return MistralForCausalLM(MistralConfig(**_COMMON | {"head_dim": 32, "sliding_window": WINDOW}))
 
 
 def _gemma2() -> PreTrainedModel:
     return Gemma2ForCausalLM(
         Gemma2Config(
             **_COMMON
-            | dict(
-                head_dim=256,
-                query_pre_attn_scalar=256,
-                sliding_window=WINDOW,
-                attn_logit_softcapping=5.0,
-                final_logit_softcapping=10.0,
-                layer_types=["sliding_attention", "full_attention"],
-            )
+            | {
+                "head_dim": 256,
+                "query_pre_attn_scalar": 256,
+                "sliding_window": WINDOW,
+                "attn_logit_softcapping": 5.0,
+                "final_logit_softcapping": 10.0,
+                "layer_types": ["sliding_attention", "full_attention"],
+            }
         )
     )
 
@@ -76,13 +76,14 @@ def _gpt_oss() -> PreTrainedModel:
     return GptOssForCausalLM(
         GptOssConfig(
             **_COMMON
-            | dict(
-                head_dim=32,
-                sliding_window=WINDOW,
-                num_local_experts=4,
-                num_experts_per_tok=2,
-                layer_types=["sliding_attention", "full_attention"],
-            )
+            | {
+                "head_dim": 32,
+                "max_position_embeddings": 131072,  # what its default rotary scaling is made for
+                "sliding_window": WINDOW,
+                "num_local_experts": 4,
+                "num_experts_per_tok": 2,
+                "layer_types": ["sliding_attention", "full_attention"],
+            }
         )
     )
 
