@@ -6,9 +6,19 @@ Operators are registered as ``torch.ops.apar.*``; the functions here are their t
 import torch  # noqa: F401  (the extension needs torch's libraries in the process)
 
 from apar_ext import _C  # noqa: F401  (registers the operators)
+from apar_ext.attention import Plan, make_plan, schedule_size, tree_attention
 from apar_ext.build_info import build_info
 from apar_ext.kv import append_kv
 from apar_ext.logits import mask_logits_
 from apar_ext.version import __version__
 
-__all__ = ["__version__", "append_kv", "build_info", "mask_logits_"]
+__all__ = [
+    "Plan",
+    "__version__",
+    "append_kv",
+    "build_info",
+    "make_plan",
+    "mask_logits_",
+    "schedule_size",
+    "tree_attention",
+]

@@ -21,8 +21,7 @@ namespace apar {
 
 constexpr int32_t kPlanMagic = 0x41504c31;
 constexpr int64_t kMaxPackedRows = 128;  // rows x group of one tile, where a tile has more than one row
-constexpr int64_t kMinPageSize = 8;
-constexpr int64_t kMaxPageSize = 128;
+constexpr int64_t kMaxQueryHeads = 1024;
 
 struct PlanInput {
   int64_t num_rows = 0;                   // R
@@ -69,7 +68,7 @@ struct PlanLayout {
       table, size;
 };
 
-// Slots of the planner's hash table: a power of two, at most half of them used.
+// Slots of the planner's hash table: a power of two, at most half of them used; never more than 4 N + 4.
 inline int64_t plan_table_slots(int64_t num_ranges) {
   int64_t slots = 4;
   while (slots < 2 * num_ranges) slots *= 2;
@@ -93,13 +92,13 @@ inline PlanLayout plan_layout(int64_t num_rows, int64_t num_ranges) {
   layout.walk_seen = take(num_ranges);
   layout.walk_uses = take(num_ranges);
   layout.range_walk = take(num_ranges);
-  layout.table = take(plan_table_slots(num_ranges));
+  layout.table = take(4 * num_ranges + 4);
   layout.size = offset;
   return layout;
 }
 
-// Length of the schedule of at most num_rows rows and num_ranges ranges. Grows with both, so a buffer for the largest
-// step serves all.
+// Length of the schedule of at most num_rows rows and num_ranges ranges: 2 R + 13 N + 23. It grows with both, so a
+// buffer for the largest step serves every step.
 inline int64_t schedule_size(int64_t num_rows, int64_t num_ranges) { return plan_layout(num_rows, num_ranges).size; }
 
 // Read access to a schedule.

@@ -1,0 +1,150 @@
+// tree_attention: attention of packed rows over ranges of paged streams, following a plan.
+#include "cpu/tree_attention.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <cmath>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "core/plan.h"
+#include "ops/check.h"
+#include "ops/plan_check.h"
+#include "ops/torch_parallel.h"
+
+namespace apar::ops {
+namespace {
+
+const Check check("tree_attention");
+
+struct Sizes {
+  int64_t rows, num_q_heads, num_kv_heads, num_pages, page_size, head_dim;
+};
+
+// Everything that can be seen without reading tensor data.
+Sizes check_tensors(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const Tensor& page_table,
+                    const Tensor& schedule, const std::optional<Tensor>& sinks) {
+  check.dtype("q", q, {ScalarType::Float, ScalarType::Half, ScalarType::BFloat16});
+  check.shape("q", q, {{"R"}, {"Hq"}, {"D"}});
+  check.contiguous_last_dim("q", q);
+  const int64_t rows = q.size(0), num_q_heads = q.size(1), head_dim = q.size(2);
+  check.shape("k_cache", k_cache, {{"num_pages"}, {"Hkv"}, {"page_size"}, {"D"}});
+  const int64_t num_pages = k_cache.size(0), num_kv_heads = k_cache.size(1), page_size = k_cache.size(2);
+  check_head_dim(check, "k_cache", k_cache.size(3));
+  check.that(head_dim == k_cache.size(3), "q has head_dim ", head_dim, ", expected ", k_cache.size(3),
+             " as k_cache has");
+  check.shape("v_cache", v_cache,
+              {{"num_pages", num_pages}, {"Hkv", num_kv_heads}, {"page_size", page_size}, {"D", head_dim}});
+  check_page_size(check, "page_size of k_cache", page_size);
+  check.that(num_kv_heads >= 1, "k_cache has ", num_kv_heads, " KV heads, expected at least 1");
+  check.that(num_q_heads >= 1 && num_q_heads % num_kv_heads == 0, "q has ", num_q_heads,
+             " heads, expected a multiple of the ", num_kv_heads, " KV heads of k_cache");
+  check_heads(check, num_kv_heads, num_q_heads / num_kv_heads);
+  for (const auto& [name, tensor] : {std::pair<const char*, const Tensor&>{"k_cache", k_cache}, {"v_cache", v_cache}}) {
+    check.same_device(name, tensor, "q", q);
+    check.same_dtype(name, tensor, "q", q);
+    check.contiguous(name, tensor);
+  }
+  check.index("page_table", page_table, {{"S"}, {"max_pages"}}, "q", q);
+  check.index("schedule", schedule, {{"size"}}, "q", q);
+  if (sinks.has_value()) {
+    check.same_device("sinks", *sinks, "q", q);
+    check.shape("sinks", *sinks, {{"Hq", num_q_heads}});
+    if (sinks->scalar_type() != q.scalar_type()) check.dtype("sinks", *sinks, {ScalarType::Float, q.scalar_type()});
+    check.contiguous("sinks", *sinks);
+  }
+  return {rows, num_q_heads, num_kv_heads, num_pages, page_size, head_dim};
+}
+
+// The plan was made for these very sizes.
+void check_schedule(const Tensor& schedule, const Tensor& page_table, const Sizes& sizes) {
+  constexpr int64_t kHeaderSize = sizeof(PlanHeader) / sizeof(int32_t);
+  check.that(schedule.size(0) >= kHeaderSize, "schedule has ", schedule.size(0),
+             " numbers, expected what make_plan returns");
+  const PlanHeader& header = *reinterpret_cast<const PlanHeader*>(schedule.const_data_ptr<int32_t>());
+  check.that(header.magic == kPlanMagic && header.num_rows >= 0 && header.num_ranges >= 0 &&
+                 schedule.size(0) >= schedule_size(header.num_rows, header.num_ranges),
+             "schedule is not one, expected what make_plan returns");
+  const auto same = [](const char* what, int64_t planned, const char* where, int64_t found) {
+    check.that(planned == found, "plan was made for ", what, " ", planned, ", expected ", found, " as ", where, " has");
+  };
+  same("rows R =", header.num_rows, "q", sizes.rows);
+  same("num_kv_heads", header.num_kv_heads, "k_cache", sizes.num_kv_heads);
+  same("page_size", header.page_size, "k_cache", sizes.page_size);
+  const int64_t group_size = sizes.num_q_heads / sizes.num_kv_heads;
+  check.that(header.group_size == group_size, "plan was made for group_size ", header.group_size,
+             ", expected Hq / Hkv = ", group_size);
+  same("a page_table of S =", header.num_streams, "page_table", page_table.size(0));
+  same("a page_table of max_pages =", header.max_pages, "page_table", page_table.size(1));
+  check.that(header.max_page < sizes.num_pages, "page_table has page id ", header.max_page,
+             " in a range, expected 0 to num_pages - 1 = ", sizes.num_pages - 1);
+}
+
+template <class T>
+std::vector<float> as_float(const Tensor& tensor) {
+  const T* data = static_cast<const T*>(tensor.const_data_ptr());
+  return {data, data + tensor.size(0)};
+}
+
+std::vector<float> sinks_as_float(const Tensor& sinks) {
+  switch (sinks.scalar_type()) {
+    case ScalarType::Half:
+      return as_float<torch::headeronly::Half>(sinks);
+    case ScalarType::BFloat16:
+      return as_float<torch::headeronly::BFloat16>(sinks);
+    default:
+      return as_float<float>(sinks);
+  }
+}
+
+std::tuple<Tensor, Tensor> tree_attention_cpu(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache,
+                                              const Tensor& page_table, const Tensor& schedule, double scale,
+                                              double softcap, std::optional<Tensor> sinks, bool return_lse) {
+  const Sizes sizes = check_tensors(q, k_cache, v_cache, page_table, schedule, sinks);
+  check.that(std::isfinite(static_cast<float>(scale)), "scale is ", scale, ", expected a finite number");
+  check.that(std::isfinite(static_cast<float>(softcap)) && softcap >= 0, "softcap is ", softcap,
+             ", expected a finite number of at least 0 (0: off)");
+  check_schedule(schedule, page_table, sizes);
+
+  const std::vector<float> sink_values = sinks.has_value() ? sinks_as_float(*sinks) : std::vector<float>();
+  Tensor out = torch::stable::new_empty(q, {sizes.rows, sizes.num_q_heads, sizes.head_dim});
+  Tensor lse = return_lse ? torch::stable::new_empty(q, {sizes.rows, sizes.num_q_heads}, ScalarType::Float)
+                          : torch::stable::new_empty(q, {0}, ScalarType::Float);
+  const ScalarType dtype = q.scalar_type();
+  cpu::TreeAttentionParams params = {.q = q.const_data_ptr(),
+                                     .k_cache = k_cache.const_data_ptr(),
+                                     .v_cache = v_cache.const_data_ptr(),
+                                     .page_table = page_table.const_data_ptr<int32_t>(),
+                                     .schedule = schedule.const_data_ptr<int32_t>(),
+                                     .sinks = sinks.has_value() ? sink_values.data() : nullptr,
+                                     .out = out.mutable_data_ptr(),
+                                     .lse = return_lse ? lse.mutable_data_ptr<float>() : nullptr,
+                                     .q_row_stride = q.stride(0),
+                                     .q_head_stride = q.stride(1),
+                                     .type = dtype == ScalarType::Float  ? cpu::ElementType::kFloat32
+                                             : dtype == ScalarType::Half ? cpu::ElementType::kFloat16
+                                                                         : cpu::ElementType::kBFloat16,
+                                     .head_dim = static_cast<int32_t>(sizes.head_dim),
+                                     .scale = static_cast<float>(scale),
+                                     .softcap = static_cast<float>(softcap),
+                                     .level = cpu::cpu_level(),
+                                     .num_threads = static_cast<int32_t>(torch::stable::get_num_threads())};
+  cpu::tree_attention(params, torch_parallel_for);
+  return {out, lse};
+}
+
+}  // namespace
+}  // namespace apar::ops
+
+STABLE_TORCH_LIBRARY_FRAGMENT(apar, m) {
+  m.def(
+      "tree_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor page_table, Tensor schedule, float scale, "
+      "float softcap, Tensor? sinks, bool return_lse) -> (Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(apar, CPU, m) { m.impl("tree_attention", TORCH_BOX(&apar::ops::tree_attention_cpu)); }
