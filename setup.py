@@ -48,6 +48,13 @@ def run(*command: str) -> None:
         sys.exit(f"apar: the build failed in: {' '.join(command)}")
 
 
+def python_include() -> str:
+    include = sysconfig.get_path("include")
+    if not (Path(include) / "Python.h").exists():
+        sys.exit(f"apar: {include}/Python.h is not found; install the headers of this Python (python3-dev)")
+    return include
+
+
 class CMakeBuild(build_ext):
     def build_extension(self, extension: Extension) -> None:
         torch_version, torch_include, torch_lib = torch_folders()
@@ -61,7 +68,7 @@ class CMakeBuild(build_ext):
             f"-DCMAKE_MAKE_PROGRAM={find_tool('ninja')}",
             f"-DAPAR_TORCH_INCLUDE={torch_include}",
             f"-DAPAR_TORCH_LIB={torch_lib}",
-            f"-DAPAR_PYTHON_INCLUDE={sysconfig.get_path('include')}",
+            f"-DAPAR_PYTHON_INCLUDE={python_include()}",
             f"-DAPAR_MODULE_NAME={target.name}",
             f"-DAPAR_CUDA={os.environ.get('APAR_CUDA', 'AUTO')}",
             f"-DAPAR_CUDA_ARCHS={os.environ.get('APAR_CUDA_ARCHS', '80;90a')}",

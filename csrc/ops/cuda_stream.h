@@ -16,7 +16,10 @@ inline void* current_cuda_stream(const torch::stable::Tensor& tensor) {
     throw std::runtime_error("this torch is built without CUDA, so it has no CUDA stream");
   }
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+  // 0 is success; the name of that constant is not the same in every torch.
+  if (aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream) != 0) {
+    throw std::runtime_error("torch gave no current CUDA stream");
+  }
   return stream;
 }
 
