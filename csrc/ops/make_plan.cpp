@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <cstring>
 #include <limits>
 
 #include "core/plan.h"
@@ -78,6 +79,9 @@ Tensor make_plan_cpu(const Tensor& page_table, const Tensor& row_indptr, const T
 
   Tensor schedule = torch::stable::new_empty(row_indptr, {schedule_size(num_rows, num_ranges)});
   int32_t* data = schedule.mutable_data_ptr<int32_t>();
+  // The sections are as long as the worst case needs; equal arguments shall give equal schedules, unused parts
+  // included.
+  std::memset(data, 0, static_cast<size_t>(schedule.numel()) * sizeof(int32_t));
   write_plan(input, data);
   int32_t max_page = -1;
   const PlanFault fault = find_pages(data, page_table.const_data_ptr<int32_t>(), max_page);
