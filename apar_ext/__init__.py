@@ -8,17 +8,43 @@ import torch  # noqa: F401  (the extension needs torch's libraries in the proces
 from apar_ext import _C  # noqa: F401  (registers the operators)
 from apar_ext.attention import Plan, make_plan, schedule_size, tree_attention
 from apar_ext.build_info import build_info
+from apar_ext.forest import (
+    FOREST_MAX_STOP_TOKENS,
+    advance,
+    forest_admit,
+    forest_cancel,
+    forest_close_shared,
+    forest_header,
+    forest_join,
+    forest_layout,
+    forest_open_shared,
+    forest_reset,
+    forest_schedule,
+    window_begins,
+)
 from apar_ext.kv import append_kv
 from apar_ext.logits import mask_logits_
 from apar_ext.version import __version__
 
 __all__ = [
+    "FOREST_MAX_STOP_TOKENS",
     "Plan",
     "__version__",
+    "advance",
     "append_kv",
     "build_info",
+    "forest_admit",
+    "forest_cancel",
+    "forest_close_shared",
+    "forest_header",
+    "forest_join",
+    "forest_layout",
+    "forest_open_shared",
+    "forest_reset",
+    "forest_schedule",
     "make_plan",
     "mask_logits_",
     "schedule_size",
     "tree_attention",
+    "window_begins",
 ]

@@ -4,6 +4,7 @@
 
 #include <string>
 
+#include "bind_forest.h"
 #include "cpu/cpu_features.h"
 
 namespace py = pybind11;
@@ -42,4 +43,5 @@ PYBIND11_MODULE(_C, m) {
       "limit_cpu_level",
       [](const std::string& name) { apar::cpu::limit_cpu_level(apar::cpu::cpu_level_from_name(name)); },
       py::arg("name"), "Lowers the CPU level for tests and benchmarks; 'avx512bf16' lifts the limit.");
+  apar::bind_forest(m);
 }

@@ -1,0 +1,130 @@
+// The rules of advance: what one token, one branch or one grant means. Every implementation (CPU, CUDA) calls these and
+// differs only in how it walks over branches. docs/forest.md derives them.
+#pragma once
+
+#include "core/forest_layout.h"
+
+namespace apar {
+
+// ---- tokens
+// ----------------------------------------------------------------------------------------------------------
+
+// What a sampled token does to its branch.
+enum class Outcome : int32_t { kContinue, kFork, kStop, kLength, kCancelled };
+
+constexpr int32_t kEndBranch = -1;  // "sampled" by the host: end this branch now
+
+APAR_HOST_DEVICE inline bool is_stop_token(const ForestConfig& config, int32_t token) {
+  for (int32_t i = 0; i < config.num_stop_tokens; ++i) {
+    if (config.stop_tokens[i] == token) return true;
+  }
+  return false;
+}
+
+// `may_fork`: of the row that sampled the token. `position`: where the token stands. A fork token that was sampled
+// where none may stand is an ordinary token.
+APAR_HOST_DEVICE inline Outcome token_outcome(const ForestConfig& config, int32_t token, bool may_fork,
+                                              int32_t position, int32_t limit) {
+  if (token == kEndBranch) return Outcome::kCancelled;
+  if (is_stop_token(config, token)) return Outcome::kStop;
+  if (position >= limit - 1) return Outcome::kLength;
+  return may_fork && token == config.fork_token ? Outcome::kFork : Outcome::kContinue;
+}
+
+// Whether the token sampled behind `token`, which is fed at `position`, may be the fork token: room is needed for
+// [Fork] (position + 1), [Child] (position + 2) and one token of the detail (position + 3).
+APAR_HOST_DEVICE inline bool may_fork(const ForestConfig& config, int32_t token, int32_t depth, int32_t num_children,
+                                      int32_t position, int32_t limit) {
+  return config.fork_token >= 0 && depth + 1 < config.max_depth && num_children < config.max_children &&
+         token != config.fork_token && token != config.child_token && position < limit - 3;
+}
+
+// ---- pages
+// -----------------------------------------------------------------------------------------------------------
+
+APAR_HOST_DEVICE inline int32_t pages_for(const Forest& forest, int32_t entries) {
+  return (entries + forest.config.page_size - 1) >> forest.page_shift;
+}
+
+// Pages that a stream can ever hold: the token at limit - 1 ends its branch and is never fed.
+APAR_HOST_DEVICE inline int32_t stream_pages(const Forest& forest, int32_t first_position, int32_t limit) {
+  return pages_for(forest, limit - 1 - first_position);
+}
+
+APAR_HOST_DEVICE inline int32_t kv_slot(const Forest& forest, int32_t slot, int32_t entry) {
+  const int32_t page = forest.page_table[forest.page_row(slot) + (entry >> forest.page_shift)];
+  return (page << forest.page_shift) + (entry & (forest.config.page_size - 1));
+}
+
+APAR_HOST_DEVICE inline bool needs_page(const Forest& forest, int32_t slot) {
+  return forest.length[slot] == forest.num_pages[slot] << forest.page_shift;
+}
+
+// ---- the banker's rule
+// -----------------------------------------------------------------------------------------------
+
+// Pages and slots, of whatever is counted.
+struct Amount {
+  int64_t pages;
+  int64_t slots;
+};
+
+// What a branch may still take until it and its future subtree, written one after the other, have ended. `own_pages`:
+// as many as its stream can ever hold; `held_pages`: as many as it holds.
+APAR_HOST_DEVICE inline Amount need_of(const ForestConfig& config, int64_t own_pages, int64_t held_pages, int64_t depth,
+                                       int64_t num_children) {
+  const int64_t more = own_pages - held_pages;
+  const int64_t children = config.max_children - num_children;
+  const int64_t levels = children > 0 ? config.max_depth - 1 - depth : 0;
+  // Children go one after the other along one path, so that the path's pages are shared out: one partly filled page
+  // more per level.
+  if (!config.keep_finished) return {more + levels, levels};
+  // Children stay until the branch ends, and so do theirs while they write.
+  const int64_t kept = levels > 0 ? children + (levels - 1) * config.max_children : 0;
+  return {more + kept * own_pages, kept};
+}
+
+APAR_HOST_DEVICE inline Amount need_of(const Forest& forest, int32_t slot) {
+  return need_of(forest.config, stream_pages(forest, forest.first_position[slot], forest.limit[slot]),
+                 forest.num_pages[slot], forest.depth[slot], forest.num_children[slot]);
+}
+
+APAR_HOST_DEVICE inline bool is_kept_for_parent(const Forest& forest, int32_t slot) {
+  if (!forest.config.keep_finished) return false;
+  const int32_t parent = forest.parent[slot];
+  return parent >= 0 && forest.state[parent] == kLive;
+}
+
+// What becomes free once an unfinished branch and everything before it in the order have ended. A branch that is kept
+// for its parent gives nothing back then, and has taken the rest of its pages; its parent gives it back.
+APAR_HOST_DEVICE inline Amount returned_by(const Forest& forest, int32_t slot) {
+  const int64_t kept_pages = forest.kept_pages[slot], kept_slots = forest.kept_slots[slot];
+  const int64_t held = forest.num_pages[slot];
+  if (!is_kept_for_parent(forest, slot)) return {kept_pages + held, kept_slots + 1};
+  const int64_t own = stream_pages(forest, forest.first_position[slot], forest.limit[slot]);
+  return {kept_pages + held - own, kept_slots};
+}
+
+// What a parent gives back for a child that is unfinished and will be kept for it.
+APAR_HOST_DEVICE inline Amount kept_by_parent(const Forest& forest, int32_t child) {
+  return {stream_pages(forest, forest.first_position[child], forest.limit[child]), 1};
+}
+
+// Decides about one kind of resource while branches are met in reading order. Taking n from the pool for the branch at
+// hand keeps the forest safe if and only if may_take(n): every branch met before could still finish, in order, with
+// what is left.
+struct Bank {
+  int64_t free;          // in the pool
+  int64_t returned = 0;  // by the branches met so far
+  int64_t lowest = 0;    // over the branches met so far: returned before it - its need
+
+  APAR_HOST_DEVICE bool may_take(int64_t count) const { return free + lowest >= count; }
+  APAR_HOST_DEVICE void take(int64_t count) { free -= count; }
+  // Goes past an unfinished branch, grants included.
+  APAR_HOST_DEVICE void pass(int64_t need, int64_t gives) {
+    if (returned - need < lowest) lowest = returned - need;
+    returned += gives;
+  }
+};
+
+}  // namespace apar
