@@ -1,8 +1,8 @@
 """The state of all branches: which are there, what each reads, what the next step feeds.
 
-A branch owns a *stream* of KV entries and reads a *context*: a list of ranges of other streams. Both lie in one int32
-tensor, ``Forest.data``; the attributes of a :class:`Forest` are views into it. ``docs/forest.md`` describes every tensor
-and every transition.
+A branch owns a *stream* of KV entries and reads a *context*: a list of ranges of other streams. All lie in one int32
+tensor, ``Forest.data``; the attributes of a :class:`Forest` are views into it. ``docs/forest.md`` describes every
+tensor and every transition.
 
     forest = Forest(ForestConfig(num_slots=64, num_pages=512, fork_token=7, child_token=8, stop_tokens=(2,)))
     slot = forest.admit(request=0, prompt_length=12, limit=12 + 100, last_token=5)
@@ -40,11 +40,11 @@ class ForestConfig:
     """What is fixed when a forest is made. Raises ValueError, which names the field, where it cannot be.
 
     Attributes:
-        num_slots: streams and branches that there can be at once, waiting and finished ones that are still read included.
+        num_slots: branches that there can be at once, with waiting ones, finished ones still read, and shared streams.
         num_pages: pages of the KV cache.
         page_size: entries of a page; a power of two from 8 to 128.
         max_pages: pages of the longest stream; None: num_pages.
-        max_ranges: ranges of the longest context; None: enough for a shared prompt stream and max_depth. Joins need more.
+        max_ranges: ranges of the longest context; None: enough for a shared prompt stream and max_depth without joins.
         max_rows: rows of a step; None: num_slots.
         num_kv_heads: KV heads of the attention plan.
         group_size: query heads per KV head of the attention plan.
@@ -53,8 +53,8 @@ class ForestConfig:
         stop_tokens: ids of tokens that end a branch, at most 8.
         max_depth: 1: no branch forks; 2: the trunk forks; 3: its children do too ...
         max_children: children of one branch.
-        max_live_branches: branches of one request that are fed in one step; None: max_rows. 1: a child is written to its
-            end before its parent goes on.
+        max_live_branches: branches of one request that are fed in one step; None: max_rows. 1: a child is written
+            to its end before its parent goes on.
         keep_finished: whether the stream of a finished child stays until its parent ends, so that it can be joined.
     """
 
@@ -278,7 +278,7 @@ class Forest:
             page_size=self.config.page_size,
         )
 
-    # ---- what the last call of advance, schedule or cancel did ---------------------------------------------------------
+    # ---- what the last call of advance, schedule or cancel did -------------------------------------------------------
 
     @property
     def opened(self) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """A slow, obvious model of the forest: objects in lists, every question answered by looking at everything.
 
-It knows no slots' numbers, no page ids, no stacks and no running sums. A page is a count, and whether a grant is safe is
-found by granting it and then playing all branches to their ends in reading order.
+It knows no slots' numbers, no page ids, no stacks and no running sums. A page is a count, and whether a grant is safe
+is found by granting it and then playing all branches to their ends in reading order.
 """
 
 from __future__ import annotations
