@@ -60,8 +60,8 @@ def advance(forest: torch.Tensor, sampled: torch.Tensor) -> None:
 
     Args:
         forest: the forest. Written.
-        sampled: ``[n]`` int32, n >= num_rows, contiguous, device of ``forest``: the token of each row; -1 ends its branch.
-            Numbers behind num_rows are ignored.
+        sampled: ``[n]`` int32, n >= num_rows, contiguous, device of ``forest``: the token of each row; -1 ends its
+            branch. Numbers behind num_rows are ignored.
     """
     torch.ops.apar.advance(forest, sampled)
 

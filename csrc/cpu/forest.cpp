@@ -1,6 +1,7 @@
 #include "cpu/forest.h"
 
 #include <algorithm>
+#include <bit>
 #include <limits>
 #include <sstream>
 #include <stdexcept>
@@ -73,15 +74,14 @@ int32_t open_slot(const Forest& forest, SlotState state, int32_t length) {
 void check_config(const char* op, const ForestConfig& config) {
   expect_range(op, "num_slots", config.num_slots, 1, 1 << 24);
   expect_range(op, "num_pages", config.num_pages, 1, kMaxInt32);
-  expect(config.page_size >= kMinPageSize && config.page_size <= kMaxPageSize &&
-             (config.page_size & (config.page_size - 1)) == 0,
-         op, "page_size is ", config.page_size, ", expected a power of two from ", kMinPageSize, " to ", kMaxPageSize);
+  expect(config.page_size >= 8 && config.page_size <= 128 && std::has_single_bit(uint32_t(config.page_size)), op,
+         "page_size is ", config.page_size, ", expected one of 8, 16, 32, 64, 128");
   expect(int64_t{config.num_pages} * config.page_size <= kMaxInt32, op, "num_pages is ", config.num_pages,
          ", expected at most ", kMaxInt32 / config.page_size, " pages of ", config.page_size);
   expect_range(op, "max_pages", config.max_pages, 1, kMaxInt32 / config.page_size);
   expect_range(op, "max_rows", config.max_rows, 1, 1 << 24);
-  expect_range(op, "num_kv_heads", config.num_kv_heads, 1, kMaxInt32);
-  expect_range(op, "group_size", config.group_size, 1, kMaxInt32);
+  expect_range(op, "num_kv_heads", config.num_kv_heads, 1, kMaxQueryHeads);
+  expect_range(op, "group_size", config.group_size, 1, kMaxQueryHeads / config.num_kv_heads);
   expect_range(op, "fork_token", config.fork_token, -1, kMaxInt32);
   expect_range(op, "child_token", config.child_token, -1, kMaxInt32);
   expect((config.fork_token < 0) == (config.child_token < 0), op, "child_token is ", config.child_token,

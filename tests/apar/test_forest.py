@@ -53,15 +53,16 @@ def configs(draw) -> tuple[ForestConfig, int]:
     return config, longest
 
 
+ACTIONS = ["admit", "join"] * 4 + ["step"] * 8 + ["end", "cancel", "share", "unshare", "schedule"]
+
+
 def random_script(pair: Pair, longest: int, draw: random.Random, actions: int) -> None:
     """Requests come, fork, join, are cancelled; streams are shared. Then all run to the end and nothing is left."""
     next_request = 0
     shared = []
     pair.schedule()
     for _ in range(actions):
-        action = draw.choice(
-            ["admit"] * 4 + ["step"] * 8 + ["end", "cancel", "share", "unshare", "schedule"] + ["join"] * 4
-        )
+        action = draw.choice(ACTIONS)
         live = pair.model.live()
         if action == "admit":
             prompt = [draw.randrange(10, 1000) for _ in range(draw.randint(1, longest - 1))]
