@@ -6,7 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 from apar.attention import apar_attention, apar_mask
+from packaging.version import Version
 from transformers import (
     BertConfig,
     BertModel,
@@ -157,6 +159,8 @@ def test_beam_search(family):
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_assisted_generation(family):
+    if family == "gemma2" and Version(transformers.__version__) < Version("5.23"):
+        pytest.skip("transformers itself fails behind the end of a window, whatever the attention")
     model, assistant = tiny_model(family), tiny_model(family, seed=5)
     inputs = random_prompts([12])
     plain = generate(model, inputs)

@@ -24,13 +24,11 @@ from transformers import (
     T5Config,
 )
 
-import apar_ext
 from tests.apar.tiny_models import FAMILIES, VOCABULARY, WINDOW, reference_implementation, tiny_model
 
 TOLERANCE = 1e-4
 IMPOSSIBLE = 10**6  # an entry of a page table that must not be read
 
-pytestmark = pytest.mark.skipif(not hasattr(apar_ext, "tree_attention"), reason="needs the attention kernels")
 families = pytest.mark.parametrize("family", FAMILIES)
 
 
