@@ -275,15 +275,17 @@ def test_changing_the_implementation_in_the_middle(implementation):
     torch.testing.assert_close(got, expected, atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.parametrize("is_causal", [True, False], ids=["causal", "both directions"])
 @pytest.mark.parametrize(
     "options", [{}, {"softcap": 3.0}, {"s_aux": torch.tensor([0.5, -1.0])}], ids=["plain", "softcap", "sinks"]
 )
-def test_head_counts_come_from_the_tensors(options):
-    """A tensor-parallel layer has a share of the heads that its configuration names."""
+def test_one_layer(options, is_causal):
+    """Against float64. Head counts come from the tensors: a tensor-parallel layer has a share of those configured."""
     torch.manual_seed(0)
-    module = SimpleNamespace(
-        is_causal=True, training=False, num_key_value_groups=2, config=SimpleNamespace(num_attention_heads=64)
-    )
+    module = torch.nn.Module().eval()
+    module.is_causal = is_causal
+    module.num_key_value_groups = 2
+    module.config = SimpleNamespace(num_attention_heads=64, num_key_value_heads=32)
     query, key, value = torch.randn(3, 2, 5, 8), torch.randn(3, 1, 5, 8), torch.randn(3, 1, 5, 8)
     output, weights = apar_attention(module, query, key, value, None, scaling=0.3, **options)
     assert weights is None
@@ -291,12 +293,19 @@ def test_head_counts_come_from_the_tensors(options):
     scores = 0.3 * query.double() @ key.double().transpose(2, 3)
     if "softcap" in options:
         scores = 3.0 * torch.tanh(scores / 3.0)
-    scores = scores.masked_fill(~torch.ones(5, 5, dtype=torch.bool).tril(), -torch.inf).exp()
-    total = scores.sum(-1, keepdim=True)
+    if is_causal:
+        scores = scores.masked_fill(~torch.ones(5, 5, dtype=torch.bool).tril(), -torch.inf)
+    total = scores.exp().sum(-1, keepdim=True)
     if "s_aux" in options:
         total = total + options["s_aux"].double().exp().view(1, 2, 1, 1)
-    expected = (scores / total @ value.double()).transpose(1, 2)
+    expected = (scores.exp() / total @ value.double()).transpose(1, 2)
     torch.testing.assert_close(output.double(), expected, atol=1e-6, rtol=1e-5)
+
+    overridden, _ = apar_attention(module, query, key, value, None, scaling=0.3, is_causal=not is_causal, **options)
+    assert not torch.allclose(overridden, output, atol=1e-3)
+    if options:
+        dropped, _ = apar_attention(module, query, key, value, None, dropout=0.5, scaling=0.3, **options)
+        assert torch.equal(dropped, output)  # the layer is not training
 
 
 def test_position_bias_with_a_soft_cap_is_refused():

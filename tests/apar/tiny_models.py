@@ -62,7 +62,7 @@ def _gemma2() -> PreTrainedModel:
             **_COMMON
             | {
                 "head_dim": 256,
-                "query_pre_attn_scalar": 256,
+                "query_pre_attn_scalar": 100,
                 "sliding_window": WINDOW,
                 "attn_logit_softcapping": 5.0,
                 "final_logit_softcapping": 10.0,
