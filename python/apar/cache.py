@@ -240,8 +240,10 @@ class PagedLayer(CacheLayerMixin):
             )
         shape = (self.num_pages, key_states.shape[1], self.page_size, key_states.shape[3])
         self.dtype, self.device = key_states.dtype, key_states.device
-        self.keys = torch.empty(shape, dtype=self.dtype, device=self.device)
-        self.values = torch.empty(shape, dtype=self.dtype, device=self.device)
+        # Tensors made under inference mode could not be written outside of it later.
+        with torch.inference_mode(False):
+            self.keys = torch.empty(shape, dtype=self.dtype, device=self.device)
+            self.values = torch.empty(shape, dtype=self.dtype, device=self.device)
         self.is_initialized = True
 
     def update(

@@ -126,7 +126,9 @@ def _chunks(prompts: Sequence[PromptStream], chunk_size: int) -> list[list[_Piec
 
 def _wanted_rows(prompts: Sequence[PromptStream], pieces: list[_Piece], logits: str) -> list[tuple[int, int]]:
     """(prompt, row of the chunk) of every row whose logits are wanted."""
-    wanted = []
+    wanted: list[tuple[int, int]] = []
+    if logits == "none":
+        return wanted
     row = 0
     for piece in pieces:
         for index in range(piece.begin, piece.end):

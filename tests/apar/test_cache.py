@@ -12,6 +12,7 @@ import pytest
 import torch
 from apar.cache import PagedCache, Step, UnsupportedModelError, attention_windows
 from apar.prefill import PromptStream, prefill
+from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import (
     AutoConfig,
     BertConfig,
@@ -341,6 +342,40 @@ def test_rows_may_come_as_a_batch():
             )
         results.append(output.logits.view(2, -1))
     torch.testing.assert_close(results[0], results[1], atol=1e-5, rtol=0)
+
+
+def test_compiled_steps():
+    """The whole model with its cache is one graph, and steps of one size share it."""
+    model = tiny_model("gemma2")
+    token_ids = random_tokens(12, 1)
+    page_table, first_position = int32([[2, 0]]), int32([0])
+    torch.compiler.reset()
+    graphs = CompileCounterWithBackend("aot_eager")
+    forward = torch.compile(model.forward, backend=graphs, fullgraph=True)
+    results = []
+    for call in (model.forward, forward):
+        cache = PagedCache.for_model(model, 4, 8)
+        poison(model, cache)
+        prefill(model, cache, [PromptStream(0, token_ids[:9])], page_table, first_position)
+        for entry in (9, 10, 11):
+            slot = int32([int(page_table[0, 1]) * 8 + entry - 8])
+            ends = (int32([0, 1]), int32([0]), int32([0]), int32([entry + 1]))
+            step = cache.make_step(page_table, slot, int32([entry]), *ends, first_position)
+            inputs = {"input_ids": torch.tensor([[token_ids[entry]]]), "position_ids": torch.tensor([[entry]])}
+            with torch.no_grad(), cache.stepping(step):
+                results.append(call(**inputs, past_key_values=cache, use_cache=True).logits[0, 0])
+    for plain, compiled in zip(results[:3], results[3:], strict=True):
+        torch.testing.assert_close(compiled, plain, atol=TOLERANCE, rtol=0)
+    assert graphs.frame_count == 1
+
+
+def test_pages_made_in_inference_mode_can_be_written_outside_of_it():
+    model = tiny_model("llama")
+    cache = PagedCache.for_model(model, 4, 8)
+    with torch.inference_mode():
+        prefill(model, cache, [PromptStream(0, [3, 4])], int32([[1]]), int32([0]))
+    got = prefill(model, cache, [PromptStream(0, [5], start=2)], int32([[1]]), int32([0]), logits="all")
+    torch.testing.assert_close(got[0], path_logits(model, "llama", [3, 4, 5])[2:], atol=TOLERANCE, rtol=0)
 
 
 def test_pages_are_freed_with_the_cache():
