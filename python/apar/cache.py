@@ -157,8 +157,8 @@ class PagedCache(Cache):
         sizes = {"num_kv_heads": self.num_kv_heads, "group_size": self.group_size, "page_size": self.page_size}
         window_plans = {}
         for window in self.windows:
-            clipped_begin = clip_to_window(
-                row_position, row_indptr, range_stream, range_begin, range_end, first_position, window
+            clipped_begin = apar_ext.window_begins(
+                row_indptr, row_position, range_stream, range_begin, range_end, first_position, window
             )
             window_plans[window] = apar_ext.make_plan(
                 page_table, row_indptr, range_stream, clipped_begin, range_end, **sizes
@@ -301,27 +301,6 @@ class _CurrentStep:
                 "PagedCache: no step is set, expected `with cache.stepping(step):` around the forward pass"
             )
         return self.step
-
-
-def clip_to_window(
-    row_position: torch.Tensor,
-    row_indptr: torch.Tensor,
-    range_stream: torch.Tensor,
-    range_begin: torch.Tensor,
-    range_end: torch.Tensor,
-    first_position: torch.Tensor,
-    window: int,
-) -> torch.Tensor:
-    """The ranges' begins for a layer that sees only positions ``> row_position - window``.
-
-    Arguments as in ``PagedCache.make_step``.
-
-    Returns: [N] int32; a range that lies wholly before the window becomes empty.
-    """
-    ranges_per_row = row_indptr[1:] - row_indptr[:-1]
-    position = torch.repeat_interleave(row_position, ranges_per_row, output_size=range_stream.shape[0])
-    first_visible = position - (window - 1) - first_position[range_stream.long()]
-    return torch.minimum(torch.maximum(range_begin, first_visible), range_end)
 
 
 def attention_windows(config: PreTrainedConfig) -> list[int | None]:
