@@ -1,0 +1,76 @@
+"""Who chooses the next token of each row of a step: a sampler, or a script that is followed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from .record import Recorder
+from .sampling import Sampling, choose, choose_greedy, uniforms
+from .tree import BranchId
+
+LogitsProcessor = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""As in transformers: (input_ids [1, L], scores [1, V]) -> scores [1, V]. ``input_ids`` is the branch's own path."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """The rows of a step. ``slots``: [R] slot of each row's branch; ``positions``: [R] where the new tokens will stand;
+    ``recorder``: knows the branches. Both arrays int32, on the host."""
+
+    slots: np.ndarray
+    positions: np.ndarray
+    recorder: Recorder
+
+
+Chooser = Callable[[torch.Tensor, Rows], torch.Tensor]
+"""(logits [R, V] with the grammar's masks applied, rows) -> [R] int32, the next token of each row."""
+
+
+class TokenChooser:
+    """Samples, or takes the most likely token.
+
+    Logits processors are called row by row, so that what they see does not depend on who else is in the step, and the
+    masks are applied again behind them: no processor can allow what the grammar forbids.
+    """
+
+    def __init__(self, sampling: Sampling, processors: Sequence[LogitsProcessor] = ()) -> None:
+        self.sampling = sampling
+        self.processors = tuple(processors)
+
+    def __call__(self, logits: torch.Tensor, rows: Rows) -> torch.Tensor:
+        if self.processors:
+            logits = self._process(logits, rows)
+        if self.sampling.greedy:
+            return choose_greedy(logits)
+        return choose(logits, self.sampling, uniforms(rows.recorder.key_of_slot[rows.slots], rows.positions))
+
+    def _process(self, logits: torch.Tensor, rows: Rows) -> torch.Tensor:
+        forbidden = logits == -torch.inf
+        processed = []
+        for slot, scores in zip(rows.slots.tolist(), logits.split(1), strict=True):
+            path = torch.tensor([rows.recorder.path_ids(slot)], device=logits.device)
+            for processor in self.processors:
+                scores = processor(path, scores)
+            processed.append(scores)
+        return torch.cat(processed).masked_fill(forbidden, -torch.inf)
+
+
+class ScriptChooser:
+    """Follows a script: per prompt, for each branch the tokens that it is to write, behind its forced child token."""
+
+    def __init__(self, scripts: Sequence[dict[BranchId, Sequence[int]]]) -> None:
+        self.scripts = scripts
+
+    def __call__(self, logits: torch.Tensor, rows: Rows) -> torch.Tensor:
+        choose_greedy(logits)  # what a real run does here is part of what a replay costs
+        tokens = []
+        for slot in rows.slots.tolist():
+            writer = rows.recorder.writers[slot]
+            branch = writer.branch
+            written = len(branch.token_ids) - (branch.parent is not None)
+            tokens.append(self.scripts[writer.request.index][branch.id][written])
+        return torch.tensor(tokens, dtype=torch.int32)

@@ -1,0 +1,128 @@
+"""The decoding loop over many prompts: admit, prefill, forward, mask, choose, advance, record.
+
+The forest holds the state of all branches, the cache their keys and values, the recorder the tokens that came out.
+Nothing of a run outlives it: an interrupted run leaves the model and the process as they were.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from apar_ext import mask_logits_
+
+from .cache import PagedCache, Step
+from .choosers import Chooser, Rows
+from .events import Event
+from .forest import Forest
+from .grammar import Grammar
+from .prefill import PromptStream, prefill
+from .record import Recorder, Request
+from .room import Room
+
+
+class Decoder:
+    """Decodes prompts on one model. ``run`` is the loop, ``step`` one turn of it, the rest its phases.
+
+    ``observe`` is called with the decoder before every forward pass of a step (for measurements).
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        grammar: Grammar,
+        room: Room,
+        recorder: Recorder,
+        choose: Chooser,
+        observe: Callable[[Decoder], None] | None = None,
+    ) -> None:
+        self.model = model
+        self.grammar = grammar
+        self.room = room
+        self.recorder = recorder
+        self.choose = choose
+        self.observe = observe
+        self.cache = PagedCache.for_model(model, num_pages=room.max_pages, page_size=room.page_size)
+        self.forest = make_forest(self.cache, grammar, room, model.device)
+
+    def run(self, requests: Iterable[Request], after_step: Callable[[], None] | None = None) -> Iterator[Event]:
+        """Decode all requests, in their order as far as there is room. Yields events if the recorder listens."""
+        waiting = deque(requests)
+        recorder = self.recorder
+        while waiting or recorder.running:
+            self.step(waiting)
+            yield from recorder.events
+            recorder.events.clear()
+            if after_step is not None:
+                after_step()
+
+    @torch.inference_mode()
+    def step(self, waiting: deque[Request]) -> None:
+        """Take up waiting requests, then let every branch that has a row write one token."""
+        forest, recorder = self.forest, self.recorder
+        prefill_seconds = self._admit(waiting)
+        started_at = time.perf_counter()
+        num_rows = forest.num_rows
+        slots = forest.row_slot[:num_rows].numpy()
+        recorder.count(slots, forest.num_pages.numpy())
+        if self.observe is not None:
+            self.observe(self)
+        forward_at = time.perf_counter()
+        logits = self._forward(num_rows)
+        forward_seconds = time.perf_counter() - forward_at
+        mask_logits_(logits, forest.row_may_fork[:num_rows], self.grammar.fork_id, self.grammar.child_id)
+        chosen = self.choose(logits, Rows(slots, forest.row_position[:num_rows].numpy() + 1, recorder))
+        tokens = recorder.write(slots.tolist(), chosen.tolist())
+        forest.advance(torch.tensor(tokens, dtype=torch.int32))
+        recorder.follow(forest.opened.tolist(), forest.ended.tolist())
+        recorder.forward_seconds += forward_seconds
+        recorder.overhead_seconds += time.perf_counter() - started_at - forward_seconds
+
+    def _admit(self, waiting: deque[Request]) -> float:
+        """Take up requests while the forest has room for them, and write their prompts to the cache. Returns seconds."""
+        if not waiting:
+            return 0.0
+        started_at = time.perf_counter()
+        forest = self.forest
+        admitted: list[tuple[Request, int]] = []
+        tokens = 0
+        while waiting and forest.num_rows + len(admitted) < self.room.max_rows and tokens < self.room.prefill_tokens:
+            request = waiting[0]
+            prompt = request.prompt_ids
+            slot = forest.admit(request.index, len(prompt), request.limit, prompt[-1])
+            if slot < 0:
+                break
+            admitted.append((waiting.popleft(), slot))
+            tokens += len(prompt) - 1
+        if not admitted:
+            return 0.0
+        prefill(
+            self.model,
+            self.cache,
+            [PromptStream(slot, request.prompt_ids[:-1]) for request, slot in admitted],
+            forest.page_table,
+            forest.first_position,
+            chunk_size=self.room.prefill_tokens,
+        )
+        for request, slot in admitted:
+            self.recorder.start(request, slot, int(forest.branch_id[slot]))
+        forest.schedule()
+        seconds = time.perf_counter() - started_at
+        for request, _ in admitted:
+            request.prefill_seconds = seconds
+        return seconds
+
+    def _forward(self, num_rows: int) -> torch.Tensor:
+        """Feed the rows of the step. Returns their logits, [R, V]."""
+        forest = self.forest
+        self.cache.step = Step(forest.row_kv_slot[:num_rows], forest.plan(), self._window_plans())
+        logits = self.model(
+            input_ids=forest.row_token[:num_rows].long().unsqueeze(0),
+            position_ids=forest.row_position[:num_rows].long().unsqueeze(0),
+            past_key_values=self.cache,
+            use_cache=True,
+        ).logits
+        return logits[0]

@@ -1,0 +1,111 @@
+"""Choosing tokens: greedy, or from a filtered distribution with random numbers that do not depend on the load."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import torch
+
+_MASK = (1 << 64) - 1
+_STEP = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio: consecutive counters land far apart
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How to choose a token. ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 keep all tokens.
+
+    Every row draws one number from a hash of (seed, prompt, branch, position), so the same seed gives the same text
+    whatever else is decoded beside it, in whatever order.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.temperature, (int, float)) and math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ValueError(f"temperature: expected a finite number, 0 or more, got {self.temperature!r}")
+        if not (isinstance(self.top_p, (int, float)) and 0 < self.top_p <= 1):
+            raise ValueError(f"top_p: expected a number over 0 and up to 1, got {self.top_p!r}")
+        if isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or self.top_k < 0:
+            raise ValueError(f"top_k: expected an integer, 0 (off) or more, got {self.top_k!r}")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise ValueError(f"seed: expected an integer or None, got {self.seed!r}")
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0
+
+    def trunk_key(self, prompt_index: int) -> int:
+        """Key of the random numbers of a prompt's trunk."""
+        return _mix(_mix(self.seed & _MASK) + prompt_index)
+
+
+def child_key(parent_key: int, child_index: int) -> int:
+    """Key of the random numbers of a branch, from its parent's key and its number among the parent's children."""
+    return _mix(parent_key + (child_index + 1) * _STEP)
+
+
+def uniforms(keys: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """One number in [0, 1) per row. keys: [R] uint64; positions: [R] integers, the position the token will stand at."""
+    with np.errstate(over="ignore"):
+        hashed = _mix_array(keys + positions.astype(np.uint64) * np.uint64(_STEP))
+    return (hashed >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def choose_greedy(logits: torch.Tensor) -> torch.Tensor:
+    """logits: [R, V] -> [R] int32, the most likely token. Raises FloatingPointError on NaN or a row without any token."""
+    best, tokens = logits.max(dim=-1)
+    _check_rows(best)
+    return tokens.to(torch.int32)
+
+
+def choose(logits: torch.Tensor, sampling: Sampling, numbers: np.ndarray) -> torch.Tensor:
+    """logits: [R, V]; numbers: [R] in [0, 1) -> [R] int32: inverse of the cumulated distribution after temperature, top_k,
+    top_p (in this order; of equally likely tokens at the edge of top_p the one with the smaller id stays)."""
+    _check_rows(logits.amax(dim=-1))
+    scaled = logits.double() / sampling.temperature
+    if 0 < sampling.top_k < scaled.shape[-1]:
+        kept, ids = scaled.topk(sampling.top_k, dim=-1)
+    elif sampling.top_p < 1:
+        kept, ids = scaled.sort(dim=-1, descending=True, stable=True)
+    else:
+        kept, ids = scaled, None
+    probabilities = kept.softmax(dim=-1)
+    cumulated = probabilities.cumsum(dim=-1)
+    if sampling.top_p < 1:
+        # A token stays while the more likely ones together are short of top_p; so the first one always stays.
+        probabilities = probabilities * (cumulated - probabilities < sampling.top_p)
+        cumulated = probabilities.cumsum(dim=-1)
+    drawn = torch.from_numpy(numbers).to(cumulated).unsqueeze(-1) * cumulated[:, -1:]
+    index = torch.searchsorted(cumulated, drawn, right=True)
+    # Rounding may put the drawn number at the very end: then the last token that has a probability.
+    last = cumulated.shape[-1] - 1 - (probabilities.flip(-1) > 0).int().argmax(dim=-1, keepdim=True)
+    index = torch.minimum(index, last)
+    tokens = index if ids is None else ids.gather(-1, index)
+    return tokens.squeeze(-1).to(torch.int32)
+
+
+def _check_rows(best: torch.Tensor) -> None:
+    if not torch.isfinite(best).all():
+        row = int((~torch.isfinite(best)).nonzero()[0])
+        what = "NaN" if best[row].isnan() else f"{best[row].item()} as the largest logit"
+        raise FloatingPointError(f"logits: the model gave {what} in row {row} of the step; expected finite numbers")
+
+
+def _mix(value: int) -> int:
+    """A bijection of 64-bit numbers that spreads every input bit over all output bits (the SplitMix64 finaliser)."""
+    value = (value + _STEP) & _MASK
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
+    return value ^ (value >> 31)
+
+
+def _mix_array(values: np.ndarray) -> np.ndarray:
+    values = values + np.uint64(_STEP)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
