@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
+
 from apar_ext import mask_logits_
 
 from .cache import PagedCache, Step
 from .choosers import Chooser, Rows
 from .events import Event
-from .forest import Forest
+from .forest import Forest, ForestConfig
 from .grammar import Grammar
 from .prefill import PromptStream, prefill
 from .record import Recorder, Request
@@ -46,7 +47,7 @@ class Decoder:
         self.choose = choose
         self.observe = observe
         self.cache = PagedCache.for_model(model, num_pages=room.max_pages, page_size=room.page_size)
-        self.forest = make_forest(self.cache, grammar, room, model.device)
+        self.forest = make_forest(self.cache, grammar, room)
 
     def run(self, requests: Iterable[Request], after_step: Callable[[], None] | None = None) -> Iterator[Event]:
         """Decode all requests, in their order as far as there is room. Yields events if the recorder listens."""
@@ -63,7 +64,7 @@ class Decoder:
     def step(self, waiting: deque[Request]) -> None:
         """Take up waiting requests, then let every branch that has a row write one token."""
         forest, recorder = self.forest, self.recorder
-        prefill_seconds = self._admit(waiting)
+        recorder.prefill_seconds += self._admit(waiting)
         started_at = time.perf_counter()
         num_rows = forest.num_rows
         slots = forest.row_slot[:num_rows].numpy()
@@ -77,16 +78,18 @@ class Decoder:
         chosen = self.choose(logits, Rows(slots, forest.row_position[:num_rows].numpy() + 1, recorder))
         tokens = recorder.write(slots.tolist(), chosen.tolist())
         forest.advance(torch.tensor(tokens, dtype=torch.int32))
+        recorder.step += 1
         recorder.follow(forest.opened.tolist(), forest.ended.tolist())
         recorder.forward_seconds += forward_seconds
         recorder.overhead_seconds += time.perf_counter() - started_at - forward_seconds
 
     def _admit(self, waiting: deque[Request]) -> float:
-        """Take up requests while the forest has room for them, and write their prompts to the cache. Returns seconds."""
+        """Take up requests while the forest has room for them, and write their prompts to the cache. Returns
+        seconds."""
         if not waiting:
             return 0.0
         started_at = time.perf_counter()
-        forest = self.forest
+        forest, recorder = self.forest, self.recorder
         admitted: list[tuple[Request, int]] = []
         tokens = 0
         while waiting and forest.num_rows + len(admitted) < self.room.max_rows and tokens < self.room.prefill_tokens:
@@ -108,8 +111,9 @@ class Decoder:
             chunk_size=self.room.prefill_tokens,
         )
         for request, slot in admitted:
-            self.recorder.start(request, slot, int(forest.branch_id[slot]))
+            recorder.start(request, slot, int(forest.branch_id[slot]))
         forest.schedule()
+        recorder.follow(forest.opened.tolist(), forest.ended.tolist())  # a branch may have waited for a slot to fork
         seconds = time.perf_counter() - started_at
         for request, _ in admitted:
             request.prefill_seconds = seconds
@@ -118,7 +122,8 @@ class Decoder:
     def _forward(self, num_rows: int) -> torch.Tensor:
         """Feed the rows of the step. Returns their logits, [R, V]."""
         forest = self.forest
-        self.cache.step = Step(forest.row_kv_slot[:num_rows], forest.plan(), self._window_plans())
+        window_plans = {window: forest.window_plan(window) for window in self.cache.windows}
+        self.cache.step = Step(forest.row_kv_slot[:num_rows], forest.plan(), window_plans)
         logits = self.model(
             input_ids=forest.row_token[:num_rows].long().unsqueeze(0),
             position_ids=forest.row_position[:num_rows].long().unsqueeze(0),
@@ -126,3 +131,24 @@ class Decoder:
             use_cache=True,
         ).logits
         return logits[0]
+
+
+def make_forest(cache: PagedCache, grammar: Grammar, room: Room) -> Forest:
+    """A forest with this grammar's rules and as much room as there is."""
+    return Forest(
+        ForestConfig(
+            num_slots=room.max_slots,
+            num_pages=room.max_pages,
+            page_size=room.page_size,
+            max_pages=room.stream_pages,
+            max_rows=room.max_rows,
+            num_kv_heads=cache.num_kv_heads,
+            group_size=cache.group_size,
+            fork_token=grammar.fork_id if grammar.can_fork else -1,
+            child_token=grammar.child_id if grammar.can_fork else -1,
+            stop_tokens=grammar.stop_ids,
+            max_depth=grammar.max_depth,
+            max_children=grammar.max_children,
+            max_live_branches=room.max_live_branches,
+        )
+    )

@@ -11,7 +11,8 @@ from .tree import BranchId, decode
 
 @dataclasses.dataclass(frozen=True)
 class Event:
-    """``prompt``: index into the prompts of the call. ``step``: decode step of the call. ``branch``: id of the branch."""
+    """``prompt``: index into the prompts of the call. ``step``: decode step of the call. ``branch``: id of the
+    branch."""
 
     prompt: int
     step: int

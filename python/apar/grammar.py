@@ -17,9 +17,10 @@ NEWLINE_RULES = ("exact", "published")
 class Grammar:
     """Token ids and static rules of a tree of branches.
 
-    ``fork_id`` opens a branch, whose stream starts with the forced ``child_id``; both are -1 for a model that has no such
-    tokens (it decodes as a single branch). ``stop_ids`` end a branch. ``max_depth`` counts levels (2: the trunk may fork,
-    its details may not), ``max_children`` the forks of one branch. ``newlines`` says how texts are put together:
+    ``fork_id`` opens a branch, whose stream starts with the forced ``child_id``; both are -1 for a model that has no
+    such tokens (it decodes as a single branch). ``stop_ids`` end a branch. ``max_depth`` counts levels (2: the trunk
+    may fork, its details may not), ``max_children`` the forks of one branch. ``newlines`` says how texts are put
+    together:
 
     - ``"exact"``: as decoded, the separators are tokens like any other;
     - ``"published"``: a detail starts on a line of its own and what follows a detail after a blank line, as the
@@ -37,7 +38,8 @@ class Grammar:
         object.__setattr__(self, "stop_ids", tuple(int(token) for token in self.stop_ids))
         if (self.fork_id < 0) != (self.child_id < 0):
             raise ValueError(
-                f"grammar: expected both fork_id and child_id, or neither; got fork_id={self.fork_id}, child_id={self.child_id}"
+                "grammar: expected both fork_id and child_id, or neither; "
+                f"got fork_id={self.fork_id}, child_id={self.child_id}"
             )
         if self.fork_id >= 0 and self.fork_id == self.child_id:
             raise ValueError(f"grammar: fork_id and child_id must differ, both are {self.fork_id}")
@@ -74,8 +76,9 @@ class Grammar:
         max_children: int = 64,
         newlines: str = "exact",
     ) -> Grammar:
-        """Find the control tokens by name. ``fork`` and ``child`` name them; without names the known pairs are tried, and a
-        tokenizer that has none of them gives a grammar of a single branch. ``stop_ids``: the tokenizer's end of sequence.
+        """Find the control tokens by name. ``fork`` and ``child`` name them; without names the known pairs are tried,
+        and a tokenizer that has none of them gives a grammar of a single branch. ``stop_ids``: the tokenizer's end of
+        sequence.
 
         Raises ValueError when a named token is not one token of the tokenizer, or when it has only one of a known pair.
         """
@@ -100,12 +103,23 @@ class Grammar:
 
     @classmethod
     def for_model(cls, model: Any, tokenizer: Any, **options: Any) -> Grammar:
-        """``from_tokenizer`` with the stop tokens of the tokenizer and of the model's generation config together."""
-        grammar = cls.from_tokenizer(tokenizer, **options) if tokenizer is not None else cls(**options)
-        configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-        configured = () if configured is None else (configured,) if isinstance(configured, int) else tuple(configured)
+        """``from_tokenizer`` with the stop tokens of the tokenizer and of the model's generation config together.
+
+        Without a tokenizer the control tokens are `fork_token_id` and `child_token_id` of the generation config.
+        """
+        config = getattr(model, "generation_config", None)
+        if tokenizer is None:
+            named = {
+                "fork_id": getattr(config, "fork_token_id", None),
+                "child_id": getattr(config, "child_token_id", None),
+            }
+            grammar = cls(**{name: -1 if token is None else token for name, token in named.items()}, **options)
+        else:
+            grammar = cls.from_tokenizer(tokenizer, **options)
         if "stop_ids" in options:
             return grammar
+        configured = getattr(config, "eos_token_id", None)
+        configured = () if configured is None else (configured,) if isinstance(configured, int) else tuple(configured)
         return dataclasses.replace(grammar, stop_ids=tuple(dict.fromkeys((*grammar.stop_ids, *configured))))
 
 

@@ -15,11 +15,11 @@ from .tree import BranchId, ParagraphTree, Segment, branch_name, build_tree, spl
 class Branch:
     """One branch. Two branches are equal when they say the same; when they were decoded is not compared.
 
-    ``id``: () for the trunk, (2,) for the third branch it forked, (2, 0) for the first one of that; the same whatever the load.
-    ``token_ids``: its own stream, the forced child token and the token that ended it included.
-    ``fork_index``: index of its fork token in the parent's ``token_ids`` (-1 for the trunk).
-    ``finish_reason``: ``"stop"`` (end token or stop string), ``"length"``, ``"cancelled"``; None while it runs.
-    ``start_step``, ``end_step``: first and last decode step (of this prompt, from 0) that fed a token of the branch.
+    ``id``: () for the trunk, (2,) for the third branch it forked, (2, 0) for the first one of that; the same whatever
+    the load. ``token_ids``: its own stream, the forced child token and the token that ended it included.
+    ``fork_index``: index of its fork token in the parent's ``token_ids`` (-1 for the trunk). ``finish_reason``:
+    ``"stop"`` (end token or stop string), ``"length"``, ``"cancelled"``; None while it runs. ``start_step``,
+    ``end_step``: first and last decode step (of this prompt, from 0) that fed a token of the branch.
     """
 
     id: BranchId
@@ -29,6 +29,7 @@ class Branch:
     finish_reason: str | None = None
     start_step: int = dataclasses.field(default=-1, compare=False)
     end_step: int = dataclasses.field(default=-1, compare=False)
+    stopped: bool = dataclasses.field(default=False, compare=False, repr=False)  # by a stop string or criterion
     stop_string: str | None = dataclasses.field(default=None, compare=False)
 
     @property
@@ -40,11 +41,11 @@ class Branch:
 class Stats:
     """What one prompt cost. Times in seconds; steps of a batch are shared, so times of its prompts overlap.
 
-    ``steps``: forward passes that decoded for this prompt. ``tokens``: tokens sampled, control and end tokens included.
-    ``sequential_steps``: steps of the same text without parallel branches, one per sampled token.
-    ``peak_branches``: most branches fed in one step. ``peak_pages``: most KV pages held. ``seconds``: from the call to the
-    last token, ``queue_seconds`` of it before the prompt was taken up. ``forward_seconds``, ``overhead_seconds``: the
-    model's forward, and everything else, of the steps above.
+    ``steps``: forward passes that decoded for this prompt. ``tokens``: tokens sampled, control and end tokens
+    included. ``sequential_steps``: steps of the same text without parallel branches, one per sampled token.
+    ``peak_branches``: most branches fed in one step. ``peak_pages``: most KV pages held. ``seconds``: from the call to
+    the last token, ``queue_seconds`` of it before the prompt was taken up. ``forward_seconds``, ``overhead_seconds``:
+    the model's forward, and everything else, of the steps above.
     """
 
     prompt_tokens: int = 0
@@ -69,15 +70,20 @@ class Stats:
         return 1e6 * self.overhead_seconds / max(1, self.steps)
 
     def to_dict(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "step_ratio": self.step_ratio, "overhead_us_per_step": self.overhead_us_per_step}
+        return {
+            **dataclasses.asdict(self),
+            "step_ratio": self.step_ratio,
+            "overhead_us_per_step": self.overhead_us_per_step,
+        }
 
 
 @dataclasses.dataclass
 class Output:
     """The answer to one prompt.
 
-    ``text`` and ``token_ids`` are in reading order: a branch stands where it was forked. ``token_ids`` keeps control and
-    end tokens, ``visible_ids`` leaves them out. ``finish_reason`` is the trunk's. ``branches``: trunk first, depth first.
+    ``text`` and ``token_ids`` are in reading order: a branch stands where it was forked. ``token_ids`` keeps control
+    and end tokens, ``visible_ids`` leaves them out. ``finish_reason`` is the trunk's. ``branches``: trunk first, depth
+    first.
     """
 
     prompt_ids: list[int]
@@ -96,7 +102,8 @@ class Output:
         raise KeyError(f"branch_id: no branch {branch_id!r}, expected one of {[branch.id for branch in self.branches]}")
 
     def path_ids(self, branch_id: BranchId) -> list[int]:
-        """The sequence a plain model would see for this branch: prompt, ancestors' tokens up to the fork, own tokens."""
+        """The sequence a plain model would see for this branch: prompt, ancestors' tokens up to the fork, own
+        tokens."""
         return path_ids(self.prompt_ids, {branch.id: branch for branch in self.branches}, self.branch(branch_id))
 
     def to_dict(self) -> dict[str, Any]:
@@ -133,7 +140,9 @@ def path_ids(prompt_ids: list[int], branches: dict[BranchId, Branch], branch: Br
     return prompt_ids + path
 
 
-def make_output(prompt_ids: list[int], branches: list[Branch], stats: Stats, grammar: Grammar, tokenizer: Any) -> Output:
+def make_output(
+    prompt_ids: list[int], branches: list[Branch], stats: Stats, grammar: Grammar, tokenizer: Any
+) -> Output:
     """Put the streams of all branches together. Without a tokenizer the texts are empty."""
     branches = sorted(branches, key=lambda branch: branch.id)
     segments = reading_order(branches, grammar)
@@ -155,7 +164,9 @@ def make_output(prompt_ids: list[int], branches: list[Branch], stats: Stats, gra
 
 def reading_order(branches: list[Branch], grammar: Grammar) -> list[Segment]:
     """Runs of visible tokens in the order they are read: a branch up to its fork, the child, the rest of the branch."""
-    return [Segment(branch.id, _visible(branch.token_ids[begin:end], grammar)) for branch, begin, end in _runs(branches)]
+    return [
+        Segment(branch.id, _visible(branch.token_ids[begin:end], grammar)) for branch, begin, end in _runs(branches)
+    ]
 
 
 def _all_ids(branches: list[Branch]) -> list[int]:

@@ -8,7 +8,7 @@ from types import TracebackType
 from tqdm import tqdm
 
 
-class progress_bar:  # noqa: N801 (a function to its users)
+class progress_bar:
     """``with progress_bar(total, "prompts") as bar: bar.update_to(3)``. shown: None = if stderr is a terminal."""
 
     def __init__(self, total: int, unit: str, shown: bool | None = None) -> None:
@@ -23,5 +23,7 @@ class progress_bar:  # noqa: N801 (a function to its users)
     def __enter__(self) -> progress_bar:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._bar.close()

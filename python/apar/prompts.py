@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 Message = Mapping[str, Any]
-Prompts = str | Sequence[str] | Sequence[Message] | Sequence[Sequence[Message]] | Sequence[int] | Sequence[Sequence[int]]
+Prompts = (
+    str | Sequence[str] | Sequence[Message] | Sequence[Sequence[Message]] | Sequence[int] | Sequence[Sequence[int]]
+)
 
 
 def encode_prompts(tokenizer: Any, prompts: Prompts) -> list[list[int]]:
@@ -28,7 +30,9 @@ def _as_list(prompts: Prompts) -> list[Any]:
     if isinstance(prompts, str):
         return [prompts]
     if not isinstance(prompts, Sequence):
-        raise TypeError(f"prompts: expected a text, messages, token ids, or a list of these, got {type(prompts).__name__}")
+        raise TypeError(
+            f"prompts: expected a text, messages, token ids, or a list of these, got {type(prompts).__name__}"
+        )
     one_prompt = bool(prompts) and all(isinstance(part, (Mapping, int)) for part in prompts)
     return [prompts] if one_prompt else list(prompts)
 
@@ -44,7 +48,8 @@ def _encode(tokenizer: Any, prompt: Any, number: int) -> list[int]:
         ids = _tokenize(tokenizer, _apply_chat_template(tokenizer, prompt, number), number, add_special_tokens=False)
     else:
         raise TypeError(
-            f"prompts: prompt {number} is a {type(prompt).__name__}; expected a text, a list of messages or a list of token ids"
+            f"prompts: prompt {number} is a {type(prompt).__name__}; expected a text, a list of messages or a list of "
+            "token ids"
         )
     if not ids:
         raise ValueError(f"prompts: prompt {number} is empty, expected at least one token")
@@ -65,5 +70,7 @@ def _apply_chat_template(tokenizer: Any, messages: Sequence[Message], number: in
         )
     for message in messages:
         if "role" not in message or "content" not in message:
-            raise ValueError(f"prompts: a message of prompt {number} has the keys {sorted(message)}, expected role and content")
+            raise ValueError(
+                f"prompts: a message of prompt {number} has the keys {sorted(message)}, expected role and content"
+            )
     return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)

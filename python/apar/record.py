@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from .events import BranchText, Ended, Event, Finished, Forked, Started, Token
+from .forest import CANCEL, END_REASONS
 from .grammar import Grammar
 from .output import Branch, Output, Stats, make_output, path_ids
 from .sampling import Sampling, child_key
 
-END_REASONS = ("stop", "length", "cancelled")  # by the forest's numbers for them
-
-CANCEL = -1
-"""In place of a sampled token: the branch ends here."""
+StoppingCriterion = Callable[[torch.Tensor, Any], Any]
+"""As in transformers: (input_ids [1, L], None) -> [1] bool, True if the branch with this path ends here."""
 
 
 class Request:
@@ -50,7 +50,8 @@ class Writer:
 
 
 class Recorder:
-    """One per decoding run: ``start`` a prompt, ``write`` the tokens of a step, then ``follow`` what the forest made of them."""
+    """One per decoding run: ``start`` a prompt, ``write`` the tokens of a step, then ``follow`` what the forest made
+    of them."""
 
     def __init__(
         self,
@@ -61,16 +62,19 @@ class Recorder:
         *,
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
+        stopping_criteria: Sequence[StoppingCriterion] = (),
         listening: bool = False,
     ) -> None:
         self.grammar = grammar
         self.tokenizer = tokenizer
         self.sampling = sampling or Sampling()
         self.stop = tuple(stop)
+        self.stopping_criteria = tuple(stopping_criteria)
         self.listening = listening
         self.started_at = time.perf_counter()
         self.step = 0
         self.running = 0  # requests taken up and not finished
+        self.prefill_seconds = 0.0
         self.forward_seconds = 0.0
         self.overhead_seconds = 0.0
         self.events: list[Event] = []
@@ -118,15 +122,17 @@ class Recorder:
                 branch.start_step = branch.end_step
             if (self._watches_text or self.listening) and self._read(writer, token):
                 tokens[row] = CANCEL
+            elif self.stopping_criteria and self._is_stopped(slot):
+                branch.stopped = True
+                tokens[row] = CANCEL
         return tokens
 
     def follow(self, opened: list[list[int]], ended: list[list[int]]) -> None:
-        """What the forest did with the tokens: rows of its event tensors ``opened`` and ``ended``."""
-        self.step += 1
+        """What the forest did: rows of its event tensors ``opened`` and ``ended``."""
         finished = []
         for _, branch_number, _, reason, _ in ended:
             writer = self._writer_of_branch.pop(branch_number)
-            writer.branch.finish_reason = "stop" if writer.branch.stop_string is not None else END_REASONS[reason]
+            writer.branch.finish_reason = "stop" if writer.branch.stopped else END_REASONS[reason]
             writer.request.unfinished -= 1
             if self.listening:
                 self._notify(Ended, writer, reason=writer.branch.finish_reason)
@@ -169,8 +175,13 @@ class Recorder:
         writer.run_text += text
         found = [stop for stop in self.stop if stop in writer.run_text[searched_from:]]
         if found:
+            writer.branch.stopped = True
             writer.branch.stop_string = min(found, key=writer.run_text.index)
         return bool(found)
+
+    def _is_stopped(self, slot: int) -> bool:
+        path = torch.tensor([self.path_ids(slot)])
+        return any(bool(torch.as_tensor(criterion(path, None)).all()) for criterion in self.stopping_criteria)
 
     def _finish(self, request: Request) -> None:
         self.running -= 1

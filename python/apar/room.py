@@ -13,6 +13,7 @@ from .grammar import Grammar
 PAGE_SIZES = (8, 16, 32, 64, 128)
 MEMORY_SHARE = 0.25  # of the free memory, for pages, unless the caller says how many
 DEFAULT_ROWS = 256
+DEFAULT_LIVE_BRANCHES = 16  # real answers are 4 to 5 branches wide, 14 at most
 DEFAULT_SLOTS = 4096
 
 
@@ -20,9 +21,9 @@ DEFAULT_SLOTS = 4096
 class Room:
     """What a decoder may use. None of it changes what is written, only how much of it is written at once.
 
-    ``max_pages`` KV pages of ``page_size`` tokens; ``max_rows`` branches fed in one step; ``max_slots`` branches alive,
-    waiting or still read; ``max_live_branches`` branches of one prompt fed in one step; ``prefill_tokens`` prompt tokens
-    fed in one forward pass; ``stream_pages`` pages of the longest stream.
+    ``max_pages`` KV pages of ``page_size`` tokens; ``max_rows`` branches fed in one step; ``max_slots`` branches
+    alive, waiting or still read; ``max_live_branches`` branches of one prompt fed in one step; ``prefill_tokens``
+    prompt tokens fed in one forward pass; ``stream_pages`` pages of the longest stream.
     """
 
     max_pages: int

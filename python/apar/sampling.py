@@ -26,7 +26,9 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.temperature, (int, float)) and math.isfinite(self.temperature) and self.temperature >= 0):
+        if not (
+            isinstance(self.temperature, (int, float)) and math.isfinite(self.temperature) and self.temperature >= 0
+        ):
             raise ValueError(f"temperature: expected a finite number, 0 or more, got {self.temperature!r}")
         if not (isinstance(self.top_p, (int, float)) and 0 < self.top_p <= 1):
             raise ValueError(f"top_p: expected a number over 0 and up to 1, got {self.top_p!r}")
@@ -44,6 +46,12 @@ class Sampling:
         return _mix(_mix(self.seed & _MASK) + prompt_index)
 
 
+def make_sampling(temperature: float, top_p: float, top_k: int, seed: int | None) -> Sampling:
+    if seed is None:
+        seed = int(torch.randint(2**62, ())) if temperature else 0
+    return Sampling(temperature, top_p, top_k, seed)
+
+
 def child_key(parent_key: int, child_index: int) -> int:
     """Key of the random numbers of a branch, from its parent's key and its number among the parent's children."""
     return _mix(parent_key + (child_index + 1) * _STEP)
@@ -57,15 +65,16 @@ def uniforms(keys: np.ndarray, positions: np.ndarray) -> np.ndarray:
 
 
 def choose_greedy(logits: torch.Tensor) -> torch.Tensor:
-    """logits: [R, V] -> [R] int32, the most likely token. Raises FloatingPointError on NaN or a row without any token."""
+    """logits: [R, V] -> [R] int32, the most likely token. Raises FloatingPointError on NaN or a row without any
+    token."""
     best, tokens = logits.max(dim=-1)
     _check_rows(best)
     return tokens.to(torch.int32)
 
 
 def choose(logits: torch.Tensor, sampling: Sampling, numbers: np.ndarray) -> torch.Tensor:
-    """logits: [R, V]; numbers: [R] in [0, 1) -> [R] int32: inverse of the cumulated distribution after temperature, top_k,
-    top_p (in this order; of equally likely tokens at the edge of top_p the one with the smaller id stays)."""
+    """logits: [R, V]; numbers: [R] in [0, 1) -> [R] int32: inverse of the cumulated distribution after temperature,
+    top_k, top_p (in this order; of equally likely tokens at the edge of top_p the one with the smaller id stays)."""
     _check_rows(logits.amax(dim=-1))
     scaled = logits.double() / sampling.temperature
     if 0 < sampling.top_k < scaled.shape[-1]:

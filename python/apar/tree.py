@@ -71,7 +71,8 @@ class ParagraphTree:
         return json.dumps(self.to_dict(), ensure_ascii=False)
 
     def render(self, *, width: int | None = None, color: bool = False) -> str:
-        """The tree for a terminal: the trunk at the left edge, each detail one level further right, marked by its id."""
+        """The tree for a terminal: the trunk at the left edge, each detail one level further right, marked by its
+        id."""
         if width is None:
             width = _terminal_width()
         lines: list[str] = []
@@ -105,8 +106,8 @@ class Segment:
 def split_text(tokenizer: Any, segments: list[list[int]]) -> list[str]:
     """Text of each segment, such that the pieces joined are the text of all tokens decoded in one go.
 
-    Segments are not decoded alone: a tokenizer may drop the space in front of the first word it decodes, and a character
-    may be spread over tokens on both sides of a boundary (it then counts to the later segment).
+    Segments are not decoded alone: a tokenizer may drop the space in front of the first word it decodes, and a
+    character may be spread over tokens on both sides of a boundary (it then counts to the later segment).
     """
     all_ids = [token for segment in segments for token in segment]
     text = decode(tokenizer, all_ids)
@@ -114,7 +115,11 @@ def split_text(tokenizer: Any, segments: list[list[int]]) -> list[str]:
     begin = end_ids = 0
     for segment in segments:
         end_ids += len(segment)
-        end = len(text) if end_ids == len(all_ids) else max(begin, _prefix_length(text, decode(tokenizer, all_ids[:end_ids])))
+        end = (
+            len(text)
+            if end_ids == len(all_ids)
+            else max(begin, _prefix_length(text, decode(tokenizer, all_ids[:end_ids])))
+        )
         pieces.append(text[begin:end] if segment else "")
         begin = end if segment else begin
     return pieces
@@ -143,7 +148,12 @@ def _prefix_length(text: str, prefix: str) -> int:
     """Length of the part of ``prefix`` that really begins ``text``; characters not complete at its end do not count."""
     while prefix.endswith("\ufffd"):
         prefix = prefix[:-1]
-    return len(prefix) if text.startswith(prefix) else len(os.path.commonprefix([text, prefix]))
+    return len(prefix) if text.startswith(prefix) else _common(text, prefix)
+
+
+def _common(left: str, right: str) -> int:
+    """Length of the common beginning of two texts."""
+    return next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
 
 
 def _terminal_width() -> int:

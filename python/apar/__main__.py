@@ -1,0 +1,5 @@
+"""`python -m apar`"""
+
+from .cli import main
+
+raise SystemExit(main())

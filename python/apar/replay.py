@@ -1,0 +1,338 @@
+"""Replay: the decoder driven by the shapes of real answers, on any model, trained or not.
+
+A tree is ``[t0, child, t1, child, ..., tn]``: the trunk writes t0 tokens, forks a child, goes on with t1 tokens, and so
+on; a child is a tree again. What the model says is ignored, so steps, time and memory are those of the real shape.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from .choosers import ScriptChooser
+from .decoder import Decoder
+from .events import Event
+from .grammar import Grammar
+from .output import Output
+from .progress import progress_bar
+from .record import Recorder, Request
+from .room import DEFAULT_LIVE_BRANCHES, check_integer, make_room, page_bytes
+from .run import apar_attention, path_limits
+from .tree import BranchId
+
+Tree = Sequence[Any]
+"""Numbers of tokens and, between them, trees: ``[t0, child, t1, ..., tn]``."""
+
+DEMO_TREE: Tree = [46, [47], 11, [36], 9, [48], 10, [30], 8, [35], 11, [31], 10, [41], 7, [22], 11, [33], 49]
+"""The shape of a real answer: an introduction, a list of nine points with a detail each, an end."""
+
+
+@dataclasses.dataclass
+class ReplayStats:
+    """What a replay cost. Bytes are of the KV entries that attention had to read, of all layers and heads.
+
+    ``steps``: forward passes that decoded. ``tokens``: tokens written, control and end tokens included, forced ones
+    not. ``kv_bytes_read``: each entry once per step and prompt. ``kv_bytes_read_per_branch``: once per step and
+    branch, as attention that shares only the storage of a prefix reads them. ``peak_pages``: most KV pages held at
+    once.
+    """
+
+    prompts: int
+    steps: int
+    tokens: int
+    seconds: float
+    prefill_seconds: float
+    forward_seconds: float
+    overhead_seconds: float
+    kv_bytes_read: int
+    kv_bytes_read_per_branch: int
+    peak_pages: int
+    peak_branches: int
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / max(self.seconds, 1e-9)
+
+    @property
+    def decode_seconds(self) -> float:
+        return self.forward_seconds + self.overhead_seconds
+
+    @property
+    def overhead_us_per_step(self) -> float:
+        return 1e6 * self.overhead_seconds / max(1, self.steps)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            **dataclasses.asdict(self),
+            "tokens_per_second": self.tokens_per_second,
+            "overhead_us_per_step": self.overhead_us_per_step,
+        }
+
+
+@dataclasses.dataclass
+class ReplayReport:
+    """``tree``: branches in parallel. ``sequential``: the same tokens one branch at a time, if it was asked for."""
+
+    tree: ReplayStats
+    sequential: ReplayStats | None
+    outputs: list[Output]
+
+    @property
+    def step_ratio(self) -> float:
+        """Steps of one branch at a time per step of the tree."""
+        steps = self.tree.tokens if self.sequential is None else self.sequential.steps
+        return steps / self.tree.steps
+
+    @property
+    def speedup(self) -> float | None:
+        """Decoding time of one branch at a time over that of the tree, prefill left out of both."""
+        return None if self.sequential is None else self.sequential.decode_seconds / self.tree.decode_seconds
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "tree": self.tree.to_dict(),
+            "sequential": None if self.sequential is None else self.sequential.to_dict(),
+            "step_ratio": self.step_ratio,
+            "speedup": self.speedup,
+        }
+
+
+def replay(
+    model: Any,
+    trees: Sequence[Tree],
+    *,
+    prompt_tokens: int | Sequence[int] = 32,
+    compare: bool = True,
+    fork: bool = True,
+    max_live_branches: int = DEFAULT_LIVE_BRANCHES,
+    page_size: int = 16,
+    max_pages: int | None = None,
+    max_rows: int | None = None,
+    prefill_tokens: int = 512,
+    on_event: Callable[[Event], None] | None = None,
+    progress: bool | None = None,
+) -> ReplayReport:
+    """Decode trees of given shapes, all at once as far as there is room. Every fork adds a pair of control tokens, and
+    every branch one end token, as a model that writes such a tree does.
+
+    trees: see the module's first lines. prompt_tokens: tokens of the prompts, one number or one per tree. compare: run
+    the sequential twin, too. fork=False: only the twin. The rest as in `apar.generate`.
+
+    Raises ValueError for a malformed tree, and if prompt and tree are longer than the model's positions.
+    """
+    trees = [check_tree(tree, f"trees[{number}]") for number, tree in enumerate(trees)]
+    if not trees:
+        raise ValueError("trees: expected at least one tree, got none")
+    lengths = [prompt_tokens] * len(trees) if isinstance(prompt_tokens, int) else list(prompt_tokens)
+    if len(lengths) != len(trees):
+        raise ValueError(f"prompt_tokens: expected one number or {len(trees)}, one per tree, got {len(lengths)}")
+    for length in lengths:
+        check_integer("prompt_tokens", length, 1)
+    grammar = replay_grammar(model, trees)
+    scripts = [make_script(tree, grammar) for tree in trees]
+    options = dict(page_size=page_size, max_pages=max_pages, max_rows=max_rows, prefill_tokens=prefill_tokens)
+
+    def run(live: int, unit: str) -> tuple[ReplayStats, list[Output]]:
+        return _run(model, scripts, lengths, grammar, live, options, on_event, (progress, unit))
+
+    if not fork:
+        stats, outputs = run(1, "prompts, one branch at a time")
+        return ReplayReport(stats, None, outputs)
+    stats, outputs = run(max_live_branches, "prompts, branches in parallel")
+    return ReplayReport(stats, run(1, "prompts, one branch at a time")[0] if compare else None, outputs)
+
+
+def read_trees(path: str | os.PathLike[str], rule: str = "apar") -> Iterator[dict[str, Any]]:
+    """Records of a file of trees, one JSON object a line: ``{"prompt_tokens", "response_tokens", "apar"?, "nested"?}``.
+
+    Each gets a ``tree``: by ``rule`` ("apar": the paper's rule, "nested": hierarchies), or a trunk alone where the
+    answer does not fork by it.
+    """
+    if rule not in ("apar", "nested"):
+        raise ValueError(f"rule: expected 'apar' or 'nested', got {rule!r}")
+    with open(path, encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                record = json.loads(line)
+                yield {**record, "tree": record.get(rule) or [record["response_tokens"]]}
+            except (json.JSONDecodeError, KeyError, AttributeError) as error:
+                raise ValueError(f"trees: line {number} of {path} is no record of a tree ({error!r})") from error
+
+
+def check_tree(tree: Any, name: str = "tree") -> Tree:
+    """Raises ValueError unless ``tree`` is numbers of tokens with trees between them, the first one over 0."""
+    if not isinstance(tree, Sequence) or isinstance(tree, str) or len(tree) % 2 == 0:
+        raise ValueError(f"{name}: expected [t0, child, t1, ..., tn], numbers at even places, got {tree!r}")
+    for place, part in enumerate(tree):
+        if place % 2:
+            check_tree(part, f"{name}[{place}]")
+        elif isinstance(part, bool) or not isinstance(part, int) or part < 0 or (part == 0 and place < len(tree) - 1):
+            raise ValueError(
+                f"{name}[{place}]: expected a number of tokens, at least 1 in front of a fork, got {part!r}"
+            )
+    return tree
+
+
+def tree_depth(tree: Tree) -> int:
+    return 1 + max((tree_depth(child) for child in tree[1::2]), default=0)
+
+
+def replay_grammar(model: Any, trees: Sequence[Tree]) -> Grammar:
+    """Any three ids do as control and end tokens, since nothing is read from the model."""
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    if vocabulary < 5:
+        raise ValueError(f"model: expected a vocabulary of at least 5 tokens, got {vocabulary}")
+    return Grammar(
+        fork_id=vocabulary - 1,
+        child_id=vocabulary - 2,
+        stop_ids=(vocabulary - 3,),
+        max_depth=max(map(tree_depth, trees)),
+        max_children=max(_most_children(tree) for tree in trees),
+    )
+
+
+def make_script(tree: Tree, grammar: Grammar, branch: BranchId = ()) -> dict[BranchId, list[int]]:
+    """For every branch the tokens it is to write: fillers, a fork token where a child begins, an end token."""
+    script: dict[BranchId, list[int]] = {branch: []}
+    filler = 0
+    for place, part in enumerate(tree):
+        if place % 2:
+            script[branch].append(grammar.fork_id)
+            script.update(make_script(part, grammar, (*branch, place // 2)))
+        else:
+            script[branch].extend([filler] * part)
+    script[branch].append(grammar.stop_ids[0])
+    return script
+
+
+def _most_children(tree: Tree) -> int:
+    return max([len(tree) // 2, *map(_most_children, tree[1::2])])
+
+
+def _longest_path(script: dict[BranchId, list[int]], fork_id: int) -> int:
+    """Tokens from the prompt to the end of the longest path, forced ones included."""
+    longest = {}
+    for branch in sorted(script):
+        before = 0
+        if branch:
+            forks = [place for place, token in enumerate(script[branch[:-1]]) if token == fork_id]
+            before = longest[branch[:-1]] + forks[branch[-1]] + 2  # up to the fork, the fork, the child token
+        longest[branch] = before
+    return max(longest[branch] + len(tokens) for branch, tokens in script.items())
+
+
+def _run(
+    model: Any,
+    scripts: list[dict[BranchId, list[int]]],
+    prompt_lengths: list[int],
+    grammar: Grammar,
+    max_live_branches: int,
+    options: dict[str, Any],
+    on_event: Callable[[Event], None] | None,
+    progress: tuple[bool | None, str],
+) -> tuple[ReplayStats, list[Output]]:
+    prompts = [[0] * length for length in prompt_lengths]
+    limits = []
+    for number, (prompt, script) in enumerate(zip(prompts, scripts, strict=True)):
+        # One more than is used, so that the end token and not the limit ends the longest branch.
+        wanted = _longest_path(script, grammar.fork_id) + 1
+        limit = path_limits(model, [prompt], wanted + 2, grammar)[0]
+        if limit < len(prompt) + wanted:
+            raise ValueError(
+                f"trees[{number}]: its longest path has {len(prompt) + wanted - 1} tokens with the prompt, "
+                "more than the model has positions"
+            )
+        limits.append(limit)
+    room = make_room(model, prompt_lengths, limits, grammar, max_live_branches=max_live_branches, **options)
+    recorder = Recorder(len(prompts), room.max_slots, grammar, listening=on_event is not None)
+    meter = _KvMeter(model, room.page_size)
+    decoder = Decoder(model, grammar, room, recorder, ScriptChooser(scripts), observe=meter)
+    requests = [Request(index, ids, limit) for index, (ids, limit) in enumerate(zip(prompts, limits, strict=True))]
+    shown, unit = progress
+    with apar_attention(model), progress_bar(len(requests), unit, shown) as bar:
+        for event in decoder.run(
+            requests, lambda: bar.update_to(sum(request.output is not None for request in requests))
+        ):
+            on_event(event)
+    outputs = [request.output for request in requests]
+    stats = ReplayStats(
+        prompts=len(prompts),
+        steps=recorder.step,
+        tokens=int(recorder.tokens.sum()),
+        seconds=max(output.stats.seconds for output in outputs),
+        prefill_seconds=recorder.prefill_seconds,
+        forward_seconds=recorder.forward_seconds,
+        overhead_seconds=recorder.overhead_seconds,
+        kv_bytes_read=meter.entries_read * meter.entry_bytes,
+        kv_bytes_read_per_branch=meter.entries_read_per_branch * meter.entry_bytes,
+        peak_pages=meter.peak_pages,
+        peak_branches=max(output.stats.peak_branches for output in outputs),
+    )
+    return stats, outputs
+
+
+class _KvMeter:
+    """Counts, from the ranges of every step, the KV entries that attention reads, and the pages held."""
+
+    def __init__(self, model: Any, page_size: int) -> None:
+        self.entry_bytes = page_bytes(model, page_size) // page_size
+        self.entries_read = 0
+        self.entries_read_per_branch = 0
+        self.peak_pages = 0
+
+    def __call__(self, decoder: Decoder) -> None:
+        forest = decoder.forest
+        num_ranges = int(forest.row_indptr[forest.num_rows])
+        streams = forest.range_stream[:num_ranges].numpy()
+        ends = forest.range_end[:num_ranges].numpy()
+        # All ranges begin at 0, so what any row reads of a stream is the longest range of it.
+        longest = np.zeros(len(forest.num_pages), dtype=np.int64)
+        np.maximum.at(longest, streams, ends)
+        self.entries_read += int(longest.sum())
+        self.entries_read_per_branch += int(ends.sum())
+        self.peak_pages = max(self.peak_pages, int(forest.num_pages.sum()))
+
+
+def random_llama(
+    *,
+    hidden_size: int = 512,
+    layers: int = 8,
+    heads: int = 8,
+    kv_heads: int | None = None,
+    intermediate_size: int | None = None,
+    vocabulary: int = 32000,
+    positions: int = 4096,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> Any:
+    """A Llama with random weights, for shapes and costs where no trained model is at hand."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        hidden_size=hidden_size,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads or heads,
+        intermediate_size=intermediate_size or hidden_size * 8 // 3 // 64 * 64,
+        vocab_size=vocabulary,
+        max_position_embeddings=positions,
+        attn_implementation="apar",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config).to(dtype).eval()
+
+
+def add_stats(parts: Sequence[ReplayStats]) -> ReplayStats:
+    """Stats of replays that ran one after the other, as one: sums, and of peaks the largest."""
+    peaks = ("peak_pages", "peak_branches")
+    names = [field.name for field in dataclasses.fields(ReplayStats)]
+    return ReplayStats(
+        **{name: (max if name in peaks else sum)(getattr(part, name) for part in parts) for name in names}
+    )

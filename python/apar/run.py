@@ -1,0 +1,161 @@
+"""A call that was checked from end to end before anything runs, and its run."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from .attention import ATTENTION_NAME
+from .choosers import LogitsProcessor, TokenChooser
+from .decoder import Decoder
+from .events import Event
+from .grammar import Grammar
+from .loading import check_model, check_tokenizer
+from .output import Output
+from .prompts import Prompts, encode_prompts
+from .record import Recorder, Request, StoppingCriterion
+from .room import DEFAULT_LIVE_BRANCHES, check_integer, make_room
+from .sampling import Sampling
+
+
+@dataclasses.dataclass
+class PreparedRun:
+    """A checked call, ready to run."""
+
+    decoder: Decoder
+    requests: list[Request]
+
+    @classmethod
+    def prepare(
+        cls,
+        model: Any,
+        tokenizer: Any,
+        prompts: Prompts,
+        *,
+        sampling: Sampling,
+        grammar: Grammar,
+        listening: bool = False,
+        max_new_tokens: int = 512,
+        fork: bool = True,
+        max_live_branches: int = DEFAULT_LIVE_BRANCHES,
+        stop: str | Sequence[str] | None = None,
+        logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None = None,
+        stopping_criteria: Sequence[StoppingCriterion] = (),
+        page_size: int = 16,
+        max_pages: int | None = None,
+        max_rows: int | None = None,
+        prefill_tokens: int = 512,
+    ) -> PreparedRun:
+        check_integer("max_new_tokens", max_new_tokens, 1)
+        check_model_and_tokenizer(model, tokenizer, grammar)
+        stop = _stop_strings(stop, tokenizer)
+        processors = _processors(logits_processor)
+        prompt_ids = encode_prompts(tokenizer, prompts)
+        limits = path_limits(model, prompt_ids, max_new_tokens, grammar)
+        room = make_room(
+            model,
+            [len(ids) for ids in prompt_ids],
+            limits,
+            grammar,
+            page_size=page_size,
+            max_pages=max_pages,
+            max_rows=max_rows,
+            max_live_branches=max_live_branches if fork else 1,
+            prefill_tokens=prefill_tokens,
+        )
+        recorder = Recorder(
+            len(prompt_ids),
+            room.max_slots,
+            grammar,
+            tokenizer,
+            sampling=sampling,
+            stop=stop,
+            stopping_criteria=stopping_criteria,
+            listening=listening,
+        )
+        requests = [
+            Request(index, ids, limit) for index, (ids, limit) in enumerate(zip(prompt_ids, limits, strict=True))
+        ]
+        return cls(Decoder(model, grammar, room, recorder, TokenChooser(sampling, processors)), requests)
+
+    def events(self, after_step: Callable[[], None] | None = None) -> Iterator[Event]:
+        with apar_attention(self.decoder.model):
+            yield from self.decoder.run(self.requests, after_step)
+
+    @property
+    def num_finished(self) -> int:
+        return sum(request.output is not None for request in self.requests)
+
+    @property
+    def outputs(self) -> list[Output]:
+        return [request.output for request in self.requests]
+
+
+@contextlib.contextmanager
+def apar_attention(model: Any) -> Iterator[None]:
+    """The model with this package's attention, and afterwards with what it had before."""
+    before = model.config.get_text_config(decoder=True)._attn_implementation
+    if before != ATTENTION_NAME:
+        model.set_attn_implementation(ATTENTION_NAME)
+    try:
+        check_model(model)
+        yield
+    finally:
+        if before != ATTENTION_NAME:
+            model.set_attn_implementation(before)
+
+
+def check_model_and_tokenizer(model: Any, tokenizer: Any, grammar: Grammar) -> None:
+    """Raises ValueError if tokenizer or grammar have token ids that the model does not know."""
+    if tokenizer is not None:
+        check_tokenizer(model, tokenizer)
+    known = model.get_input_embeddings().weight.shape[0]
+    for name, token in (("fork_id", grammar.fork_id), ("child_id", grammar.child_id)):
+        if token >= known:
+            raise ValueError(
+                f"grammar: {name} is {token}, expected less than {known}, the size of the model's vocabulary"
+            )
+    if max(grammar.stop_ids, default=0) >= known:
+        raise ValueError(
+            f"grammar: stop_ids are {grammar.stop_ids}, expected less than {known}, the model's vocabulary"
+        )
+
+
+def path_limits(model: Any, prompts: list[list[int]], max_new_tokens: int, grammar: Grammar) -> list[int]:
+    """Per prompt the first position that no branch may use. Raises ValueError for a prompt the model cannot read."""
+    known = model.get_input_embeddings().weight.shape[0]
+    positions = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    for number, prompt in enumerate(prompts):
+        if min(prompt) < 0 or max(prompt) >= known:
+            bad = min(prompt) if min(prompt) < 0 else max(prompt)
+            raise ValueError(f"prompts: prompt {number} has token id {bad}, expected 0 to {known - 1}")
+        if prompt[-1] in grammar.control_ids:
+            raise ValueError(
+                f"prompts: prompt {number} ends with a control token of the grammar, expected another token"
+            )
+        if positions is not None and len(prompt) >= positions:
+            raise ValueError(
+                f"prompts: prompt {number} has {len(prompt)} tokens, expected at most {positions - 1}: the model has "
+                f"{positions} positions"
+            )
+    return [min(len(prompt) + max_new_tokens, positions or 2**30) for prompt in prompts]
+
+
+def _stop_strings(stop: str | Sequence[str] | None, tokenizer: Any) -> tuple[str, ...]:
+    strings = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if any(not isinstance(string, str) or not string for string in strings):
+        raise ValueError(f"stop: expected a text or a list of texts, none of them empty, got {stop!r}")
+    if strings and tokenizer is None:
+        raise ValueError("tokenizer: stop strings need a tokenizer, got None")
+    return strings
+
+
+def _processors(given: LogitsProcessor | Sequence[LogitsProcessor] | None) -> tuple[LogitsProcessor, ...]:
+    # transformers' LogitsProcessorList is a list and callable; as a list its members are called in order just the same.
+    processors = tuple(given) if isinstance(given, Sequence) else () if given is None else (given,)
+    for processor in processors:
+        if not callable(processor):
+            raise TypeError(f"logits_processor: expected functions of (input_ids, scores), got {processor!r}")
+    return processors
