@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -26,6 +27,7 @@ def byte_level_tokenizer(control: tuple[str, ...] = tuple(CONTROL), chat: bool =
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
+        show_progress=False,
         vocab_size=300,
         special_tokens=["<pad>", "<s>", "</s>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -43,10 +45,13 @@ def sentencepiece_tokenizer(control: tuple[str, ...] = tuple(CONTROL), chat: boo
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+        show_progress=False, vocab_size=400, special_tokens=["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     )
     tokenizer.train_from_iterator([line.replace("東京", "").replace(" ", "▁") for line in LINES], trainer)
-    return _finish(tokenizer, control, chat)
+    # Tokens of bytes are ordinary tokens; the trainer alone had to be told that they are special.
+    description = json.loads(tokenizer.to_str())
+    description["added_tokens"] = description["added_tokens"][:3]
+    return _finish(Tokenizer.from_str(json.dumps(description)), control, chat)
 
 
 def _finish(tokenizer: Tokenizer, control: tuple[str, ...], chat: bool) -> PreTrainedTokenizerFast:
