@@ -21,7 +21,9 @@ def forking_grammar(max_depth: int = 4, max_children: int = 3) -> Grammar:
     return Grammar(fork_id=FORK, child_id=CHILD, stop_ids=(STOP,), max_depth=max_depth, max_children=max_children)
 
 
-def forking_model(family: str = "llama", seed: int = 0, fork_bias: float = 0.0, stop_bias: float = -1.0) -> PreTrainedModel:
+def forking_model(
+    family: str = "llama", seed: int = 0, fork_bias: float = 0.0, stop_bias: float = -1.0
+) -> PreTrainedModel:
     """A tiny random model that likes to fork and, somewhat less, to stop. Biases in standard deviations of its logits."""
     model = tiny_model(family, seed)
     generator = torch.Generator().manual_seed(seed)

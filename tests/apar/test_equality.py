@@ -139,7 +139,9 @@ def test_sequential_twin_takes_a_step_for_every_token_and_reads_in_order() -> No
     assert len(tree.branches) > 2
     assert twin == tree
     sampled = sum(len(branch.token_ids) - (branch.parent is not None) for branch in twin.branches)
-    assert twin.stats.steps == twin.stats.tokens == twin.stats.sequential_steps == tree.stats.sequential_steps == sampled
+    assert (
+        twin.stats.steps == twin.stats.tokens == twin.stats.sequential_steps == tree.stats.sequential_steps == sampled
+    )
     assert tree.stats.steps < sampled
     assert twin.stats.peak_branches == 1
     # A child is over before the next paragraph of its parent: nobody begins inside a branch that is no ancestor.

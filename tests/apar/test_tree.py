@@ -1,6 +1,8 @@
-"""Text of trees: pieces that join to the whole, details where they were forked, the newline rule of published models."""
+"""Text of trees: pieces that join to the whole, details where they were forked, the rule of published models."""
 
 from __future__ import annotations
+
+import itertools
 
 import pytest
 from apar.events import BranchText
@@ -93,7 +95,7 @@ def test_pieces_join_to_the_whole_wherever_the_cut_is(kind: str, texts: list[str
     tokenizer = TOKENIZERS[kind]()
     ids = tokenizer("".join(texts), add_special_tokens=False)["input_ids"]
     edges = [0, *sorted(min(cut, len(ids)) for cut in cuts), len(ids)]
-    segments = [ids[begin:end] for begin, end in zip(edges, edges[1:], strict=False)]
+    segments = [ids[begin:end] for begin, end in itertools.pairwise(edges)]
     pieces = split_text(tokenizer, segments)
     assert len(pieces) == len(segments)
     assert "".join(pieces) == tokenizer.decode(ids, skip_special_tokens=True)

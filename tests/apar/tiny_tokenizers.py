@@ -38,14 +38,16 @@ def byte_level_tokenizer(control: tuple[str, ...] = tuple(CONTROL), chat: bool =
 
 @functools.cache
 def sentencepiece_tokenizer(control: tuple[str, ...] = tuple(CONTROL), chat: bool = False) -> PreTrainedTokenizerFast:
-    """As Llama 2 and Vicuna have them: a space belongs to the word behind it, and none is shown in front of the first."""
+    """As Llama 2 and Vicuna have them: a space belongs to the word behind it, and the first word shows none."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     trainer = trainers.BpeTrainer(
-        show_progress=False, vocab_size=400, special_tokens=["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+        show_progress=False,
+        vocab_size=400,
+        special_tokens=["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))],
     )
     tokenizer.train_from_iterator([line.replace("東京", "").replace(" ", "▁") for line in LINES], trainer)
     # Tokens of bytes are ordinary tokens; the trainer alone had to be told that they are special.
