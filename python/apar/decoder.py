@@ -79,8 +79,8 @@ class Decoder:
         tokens = recorder.write(slots.tolist(), chosen.tolist())
         forest.advance(torch.tensor(tokens, dtype=torch.int32))
         recorder.step += 1
-        recorder.follow(forest.opened.tolist(), forest.ended.tolist())
         recorder.forward_seconds += forward_seconds
+        recorder.follow(forest.opened.tolist(), forest.ended.tolist())
         recorder.overhead_seconds += time.perf_counter() - started_at - forward_seconds
 
     def _admit(self, waiting: deque[Request]) -> float:

@@ -24,7 +24,7 @@ def forking_grammar(max_depth: int = 4, max_children: int = 3) -> Grammar:
 def forking_model(
     family: str = "llama", seed: int = 0, fork_bias: float = 0.0, stop_bias: float = -1.0
 ) -> PreTrainedModel:
-    """A tiny random model that likes to fork and, somewhat less, to stop. Biases in standard deviations of its logits."""
+    """A tiny random model that likes to fork and, somewhat less, to stop. Biases in standard deviations of logits."""
     model = tiny_model(family, seed)
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(3, VOCABULARY - 2, (4, 32), generator=generator)
