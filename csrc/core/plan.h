@@ -22,6 +22,7 @@ namespace apar {
 constexpr int32_t kPlanMagic = 0x41504c31;
 constexpr int64_t kMaxPackedRows = 128;  // rows x group of one tile, where a tile has more than one row
 constexpr int64_t kMaxQueryHeads = 1024;
+constexpr int64_t kMinPageSize = 8;
 
 struct PlanInput {
   int64_t num_rows = 0;                   // R

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <new>
 #include <vector>
@@ -38,6 +39,7 @@ class Scratch {
       memory_.reset(static_cast<char*>(std::aligned_alloc(64, static_cast<size_t>((bytes + 63) / 64 * 64))));
       if (memory_ == nullptr) throw std::bad_alloc();
       size_ = bytes;
+      std::memset(memory_.get(), 0, static_cast<size_t>(size_));
     }
     return memory_.get();
   }
@@ -61,7 +63,8 @@ struct CostModel {
 struct Extent {
   int32_t first;  // segments first to last of the stream hold what the readers see
   int32_t last;
-  double cost;
+  double cost;  // of one KV head
+  double segment_cost() const { return cost / (last - first + 1); }
 };
 
 class Driver {
@@ -79,34 +82,38 @@ class Driver {
                 .group_size = plan_.header->group_size,
                 .page_size = plan_.header->page_size,
                 .max_tile_rows = plan_.header->max_tile_rows,
+                .heads_per_task = 1,
                 .partials = nullptr,
                 .walk_partial = nullptr,
-                .partials_per_head = 0,
                 .partial_stride = kPartialHeader + params.head_dim};
     kernel_ = choose_kernel(params.level, params.type);
-    scratch_bytes_ = kernel_.scratch_bytes(problem_);
   }
 
   void run() {
-    double total = 0;
+    if (plan_.header->num_rows == 0) return;
+    double total = 0, largest = 0;  // of one KV head; largest: of what cannot be cut
     extents_.reserve(static_cast<size_t>(plan_.header->num_walk));
     for (int32_t walk = 0; walk < plan_.header->num_walk; ++walk) {
       extents_.push_back(extent(walk));
       total += extents_.back().cost;
+      largest = std::max(largest, extents_.back().segment_cost());
     }
-    total *= problem_.num_kv_heads;
     // Below this, waking threads costs more than they save.
     constexpr double kSerialCycles = 60e3;
-    if (num_threads_ <= 1 || total < kSerialCycles) {
-      num_threads_ = 1;
-      for (int32_t head = 0; head < problem_.num_kv_heads; ++head) {
-        for (int32_t tile = 0; tile < plan_.header->num_tiles; ++tile)
-          tasks_.push_back(whole(TileTask::kWhole, tile, head));
-      }
-      run_tasks(tasks_);
-      return;
+    if (total * problem_.num_kv_heads < kSerialCycles) num_threads_ = 1;
+
+    // Many KV heads in a task read memory in long runs; their state must stay in the cache, and every thread wants
+    // work.
+    const int64_t packed_rows = static_cast<int64_t>(problem_.max_tile_rows) * problem_.group_size;
+    int64_t heads = std::clamp<int64_t>(kMaxPackedRows / packed_rows, 1, problem_.num_kv_heads);
+    const double wanted = num_threads_ > 1 ? 2.0 * num_threads_ : 1.0;
+    while (heads > 1 && total * problem_.num_kv_heads < wanted * largest * static_cast<double>(heads)) {
+      heads = (heads + 1) / 2;
     }
-    share_out(total / (4.0 * num_threads_));
+    problem_.heads_per_task = static_cast<int32_t>(heads);
+    scratch_bytes_ = kernel_.scratch_bytes(problem_);
+
+    share_out(total * problem_.num_kv_heads / wanted);
     run_tasks(tasks_);
     run_tasks(folds_);
   }
@@ -127,40 +134,40 @@ class Driver {
             cost.fill * static_cast<double>(blocks) + cost.row * static_cast<double>(row_blocks * problem_.group_size)};
   }
 
-  TileTask whole(TileTask::Kind kind, int32_t tile, int32_t head) const {
-    return {kind, tile, head, plan_.tile_walk[tile], 0, plan_.tile_walk[tile + 1], 0};
-  }
-
-  // One task per tile and KV head; tiles that cost much more than the target are cut between segments.
+  // One task per tile and heads_per_task KV heads; tiles that cost more than the target are cut between segments.
   void share_out(double target) {
-    const int32_t num_tiles = plan_.header->num_tiles;
+    const int32_t num_tiles = plan_.header->num_tiles, heads = problem_.heads_per_task;
     std::vector<std::vector<TileTask>> parts(static_cast<size_t>(num_tiles));
-    bool any = false;
+    bool any_cut = false;
     for (int32_t tile = 0; tile < num_tiles; ++tile) {
-      double cost = 0;
-      for (int32_t walk = plan_.tile_walk[tile]; walk < plan_.tile_walk[tile + 1]; ++walk) cost += extents_[walk].cost;
-      if (cost > 2 * target) parts[tile] = cut(tile, target);
-      any = any || parts[tile].size() > 1;
+      if (num_threads_ > 1) parts[tile] = cut(tile, target / heads);
+      any_cut = any_cut || parts[tile].size() > 1;
     }
-    for (int32_t head = 0; head < problem_.num_kv_heads; ++head) {
+    for (int32_t head = 0; head < problem_.num_kv_heads; head += heads) {
+      const int32_t head_end = std::min(head + heads, problem_.num_kv_heads);
       for (int32_t tile = 0; tile < num_tiles; ++tile) {
+        const auto whole = [&](TileTask::Kind kind) -> TileTask {
+          return {kind, tile, head, head_end, plan_.tile_walk[tile], 0, plan_.tile_walk[tile + 1], 0};
+        };
         if (parts[tile].size() <= 1) {
-          tasks_.push_back(whole(TileTask::kWhole, tile, head));
+          tasks_.push_back(whole(TileTask::kWhole));
           continue;
         }
         for (TileTask part : parts[tile]) {
-          part.kv_head = head;
+          part.head_begin = head;
+          part.head_end = head_end;
           tasks_.push_back(part);
         }
-        folds_.push_back(whole(TileTask::kFold, tile, head));
+        folds_.push_back(whole(TileTask::kFold));
       }
     }
-    if (any) allocate_partials(parts);
+    if (any_cut) allocate_partials(parts);
   }
 
+  // Parts of a tile of about the target's cost for one KV head, at least a segment each.
   std::vector<TileTask> cut(int32_t tile, double target) const {
     std::vector<TileTask> parts;
-    TileTask part = {TileTask::kPart, tile, 0, plan_.tile_walk[tile], 0, 0, 0};
+    TileTask part = {TileTask::kPart, tile, 0, 0, plan_.tile_walk[tile], 0, 0, 0};
     double cost = 0;
     const auto close = [&](int32_t walk, int32_t segment) {
       part.walk_end = walk;
@@ -172,10 +179,9 @@ class Driver {
     };
     for (int32_t walk = plan_.tile_walk[tile]; walk < plan_.tile_walk[tile + 1]; ++walk) {
       const Extent& extent = extents_[walk];
-      const double segment_cost = extent.cost / (extent.last - extent.first + 1);
       for (int32_t segment = extent.first; segment <= extent.last; ++segment) {
-        if (cost > 0 && cost + segment_cost > target) close(walk, segment == extent.first ? 0 : segment);
-        cost += segment_cost;
+        if (cost > 0 && cost + extent.segment_cost() > target) close(walk, segment == extent.first ? 0 : segment);
+        cost += extent.segment_cost();
       }
     }
     close(plan_.tile_walk[tile + 1], 0);
@@ -194,10 +200,8 @@ class Driver {
       }
     }
     problem_.walk_partial = walk_partial_.data();
-    problem_.partials_per_head = records * problem_.group_size;
-    problem_.partials =
-        static_cast<float*>(partials_.get(problem_.partials_per_head * problem_.num_kv_heads * problem_.partial_stride *
-                                          static_cast<int64_t>(sizeof(float))));
+    const int64_t floats = records * problem_.num_kv_heads * problem_.group_size * problem_.partial_stride;
+    problem_.partials = static_cast<float*>(partials_.get(floats * static_cast<int64_t>(sizeof(float))));
   }
 
   // Workers take the next task until none is left.

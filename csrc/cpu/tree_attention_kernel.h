@@ -23,12 +23,11 @@ struct TileProblem {
   int32_t group_size;
   int32_t page_size;
   int32_t max_tile_rows;
-  // Only where tiles are split. A partial result is (m, l, unused..., O[D]), one per (walk entry, segment, reader, head
-  // of group); those of KV head h start at partials + h * partials_per_head * partial_stride, those of walk entry w at
-  // record walk_partial[w].
+  int32_t heads_per_task;
+  // Only where tiles are split. A partial result is (m, l, unused..., O[D]), one per (walk entry, segment, reader,
+  // query head); those of walk entry w start with record walk_partial[w].
   float* partials;
   const int64_t* walk_partial;
-  int64_t partials_per_head;
   int64_t partial_stride;  // floats
 };
 
@@ -40,7 +39,8 @@ struct TileTask {
   enum Kind : int32_t { kWhole, kPart, kFold };
   Kind kind;  // the whole tile; a part, which leaves partial results; the fold of a tile's partial results
   int32_t tile;
-  int32_t kv_head;
+  int32_t head_begin;  // KV heads, at most heads_per_task
+  int32_t head_end;
   int32_t walk_begin;
   int32_t segment_begin;
   int32_t walk_end;

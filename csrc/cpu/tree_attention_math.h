@@ -90,32 +90,21 @@ void multiply_block(const BlockArgs& args) {
   }
 }
 
-// All rows of a column chunk of `cols` vectors.
+// The register block of some rows, at most Vec::kBlockRows, and some columns, at most Vec::kBlockCols vectors.
 template <class Element, bool kKeep>
-class MultiplyRows {
+class MultiplyBlocks {
   using Block = void (*)(const BlockArgs&);
   static constexpr int kRows = Vec::kBlockRows, kCols = Vec::kBlockCols;
 
-  template <int kIndex>
-  static constexpr Block block() {
-    return multiply_block<Element, kIndex / kCols + 1, kIndex % kCols + 1, kKeep>;
-  }
-  template <class>
-  struct Table;
   template <int... kIndex>
-  struct Table<std::integer_sequence<int, kIndex...>> {
-    static constexpr Block blocks[] = {block<kIndex>()...};
-  };
+  static Block choose(int64_t index, std::integer_sequence<int, kIndex...>) {
+    static constexpr Block kBlocks[] = {multiply_block<Element, kIndex / kCols + 1, kIndex % kCols + 1, kKeep>...};
+    return kBlocks[index];
+  }
 
  public:
-  static void run(BlockArgs args, int64_t rows, int cols) {
-    const Block* blocks = Table<std::make_integer_sequence<int, kRows * kCols>>::blocks + (cols - 1);
-    for (; rows > 0; rows -= kRows) {
-      blocks[((rows < kRows ? rows : kRows) - 1) * kCols](args);
-      args.a += kRows;
-      args.c += kRows;
-      if constexpr (kKeep) args.alpha += kRows;
-    }
+  static void run(const BlockArgs& args, int64_t rows, int64_t cols) {
+    choose((rows - 1) * kCols + cols - 1, std::make_integer_sequence<int, kRows * kCols>())(args);
   }
 };
 
