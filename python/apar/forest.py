@@ -188,6 +188,7 @@ class Forest:
                 self._numbers[self._header[name]] = value
         first = self._header["stop_tokens"]
         self._numbers[first : first + len(config.stop_tokens)] = config.stop_tokens
+        self._plan_size = (-1, -1)
         self.reset()
 
     def reset(self) -> None:
@@ -239,43 +240,47 @@ class Forest:
     def plan(self) -> Plan:
         """The attention plan of the step at hand, valid until the next step is made."""
         rows, ranges = self.num_rows, self.num_ranges
-        return apar_ext.Plan(
-            self.page_table,
-            self.row_indptr[: rows + 1],
-            self.range_stream[:ranges],
-            self.range_begin[:ranges],
-            self.range_end[:ranges],
-            self.plan_schedule,
-            self.config.num_kv_heads,
-            self.config.group_size,
-            self.config.page_size,
-        )
+        # All tensors of it are views, so steps of the same size share one.
+        if self._plan_size != (rows, ranges):
+            self._plan_size = (rows, ranges)
+            self._plan = apar_ext.Plan(
+                self.page_table,
+                self.row_indptr[: rows + 1],
+                self.range_stream[:ranges],
+                self.range_begin[:ranges],
+                self.range_end[:ranges],
+                self.plan_schedule,
+                self.config.num_kv_heads,
+                self.config.group_size,
+                self.config.page_size,
+            )
+        return self._plan
 
     def window_ranges(self, window: int) -> torch.Tensor:
         """``range_begin`` of the step at hand, ``[num_ranges]``, for layers that see ``window`` positions."""
-        rows, ranges = self.num_rows, self.num_ranges
+        plan = self.plan()
         return apar_ext.window_begins(
-            self.row_indptr[: rows + 1],
-            self.row_position[:rows],
-            self.range_stream[:ranges],
-            self.range_begin[:ranges],
-            self.range_end[:ranges],
+            plan.row_indptr,
+            self.row_position[: self.num_rows],
+            plan.range_stream,
+            plan.range_begin,
+            plan.range_end,
             self.first_position,
             window,
         )
 
     def window_plan(self, window: int) -> Plan:
         """The attention plan of the step at hand for layers that see ``window`` positions."""
-        rows, ranges = self.num_rows, self.num_ranges
+        plan = self.plan()
         return apar_ext.make_plan(
             self.page_table,
-            self.row_indptr[: rows + 1],
-            self.range_stream[:ranges],
+            plan.row_indptr,
+            plan.range_stream,
             self.window_ranges(window),
-            self.range_end[:ranges],
-            num_kv_heads=self.config.num_kv_heads,
-            group_size=self.config.group_size,
-            page_size=self.config.page_size,
+            plan.range_end,
+            num_kv_heads=plan.num_kv_heads,
+            group_size=plan.group_size,
+            page_size=plan.page_size,
         )
 
     # ---- what the last call of advance, schedule or cancel did -------------------------------------------------------

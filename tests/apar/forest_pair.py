@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -41,6 +42,8 @@ class Pair:
         self.texts: dict[tuple[int, tuple[int, ...]], list[int]] = {}  # (request, path) -> tokens of the branch
         self.peak_pages = 0
         self.steps = 0
+        self.tokens = 0  # sampled
+        self.seen: Counter[str] = Counter()  # situations that came up
 
     # ---- requests --------------------------------------------------------------------------------------------------
 
@@ -134,6 +137,7 @@ class Pair:
             if row != end_row:
                 sampled[row] = self.write(visible[row], bool(self.forest.row_may_fork[row]))
             model_tokens.append(sampled[row])
+            self.tokens += 1
         padding = [STOP] * (rows % 3)  # what stands behind the rows must not matter
         self.model.advance(model_tokens)
         self.forest.advance(torch.tensor(sampled + padding, dtype=torch.int32))
@@ -155,8 +159,7 @@ class Pair:
         ]
 
     def run_to_the_end(self, most_steps: int = 100_000) -> None:
-        self.schedule()
-        while self.forest.num_rows:
+        while self.model.live():
             self.step()
             assert self.steps <= most_steps
 
@@ -167,8 +170,33 @@ class Pair:
         used = [slot for slot, state in enumerate(self.forest.state.tolist()) if state in (1, 2)]
         return {int(self.forest.branch_id[slot]): slot for slot in used}
 
+    def count_situations(self) -> None:
+        config, live = self.config, self.model.live()
+        for branch in live:
+            rank = [other for other in live if other.request == branch.request].index(branch)
+            if branch.has_row:
+                self.seen["fed"] += 1
+            elif rank >= config.max_live_branches:
+                self.seen["waits behind others of its request"] += 1
+            elif len(self.model.rows) == config.max_rows:
+                self.seen["waits for a row"] += 1
+            elif branch.fork_pending:
+                self.seen["waits with its fork"] += 1
+            elif not branch.tokens:
+                self.seen["child waits for its first page"] += 1
+            else:
+                self.seen["waits for a page"] += 1
+        finished = [stream for stream in self.model.order if stream.state == FINISHED]
+        self.seen["finished stream is read"] += len(finished)
+        self.seen["fork"] += len(self.model.opened)
+        self.seen["joined child is read"] += sum(
+            stream.parent is branch for branch in live for stream, _ in branch.context if stream.state == FINISHED
+        )
+        self.seen["shared stream is read"] += sum(stream.state == SHARED for b in live for stream, _ in b.context)
+
     def check_step(self) -> None:
         self.check_events()
+        self.count_situations()
         for branch in self.model.live():
             self.texts[branch.request, branch.path] = branch.written
         self.check()
@@ -237,9 +265,24 @@ class Pair:
         assert sorted(used_slots + free_slots) == list(range(config.num_slots)), "a slot is lost or owned twice"
         assert all(states[slot] == 0 for slot in free_slots)
         assert forest.counter("num_live") == len(model.live())
+        if not config.keep_finished:
+            assert len(used_pages) == self.pages_read(), "pages are held that nobody reads"
         for page in free_pages:
             self.cache[page * config.page_size : (page + 1) * config.page_size] = POISON
         self.peak_pages = max(self.peak_pages, len(used_pages))
+
+    def pages_read(self) -> int:
+        """Pages of what unfinished branches read, by their range lists alone, and of open shared streams."""
+        forest = self.forest
+        entries: Counter[int] = Counter()
+        for slot, state in enumerate(forest.state.tolist()):
+            if state == 1 or (state == 3 and forest.pinned[slot]):
+                entries[slot] = max(entries[slot], int(forest.length[slot]))
+            if state == 1:
+                for i in range(int(forest.num_context[slot])):
+                    stream = int(forest.context_stream[slot, i])
+                    entries[stream] = max(entries[stream], int(forest.context_end[slot, i]))
+        return sum(-(-count // self.config.page_size) for count in entries.values())
 
     def check_reading_order(self) -> None:
         requests = [stream.request for stream in self.model.order]
