@@ -115,7 +115,8 @@ Forest open_forest(const char* op, int32_t* data, int64_t size) {
   const auto* header = reinterpret_cast<const ForestHeader*>(data);
   expect(size >= kForestHeaderSize && header->magic == kForestMagic && header->version == kForestVersion, op,
          "forest is no forest of this version, expected the tensor of a Forest");
-  expect(header->total_size == size, op, "forest has ", size, " numbers, expected ", header->total_size,
+  const int64_t expected = forest_size(header->config);
+  expect(header->total_size == size && expected == size, op, "forest has ", size, " numbers, expected ", expected,
          " by its header");
   return forest_view(data, header->config);
 }
