@@ -171,3 +171,30 @@ def test_compiles_into_one_graph():
     assert torch.equal(case[2], expected[0])
     assert torch.equal(case[3], expected[1])
     assert torch.equal(total, expected[0].sum())
+
+
+HAS_CUDA_KERNELS = torch.cuda.is_available() and bool(apar_ext.build_info()["cuda_built"])
+
+
+@pytest.mark.skipif(not HAS_CUDA_KERNELS, reason="no GPU, or no CUDA kernels in this build")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("head_dim", [1, 3, 20, 128])
+def test_cuda(dtype, head_dim):
+    """Head sizes of which only some allow 16-byte accesses; rows of a wider tensor, which start at odd addresses."""
+    k, v, k_cache, v_cache, slots = make_case(
+        7, rows=300, heads=3, pages=30, page_size=16, head_dim=head_dim, dtype=dtype
+    )
+    expected = append_by_hand(k, v, k_cache, v_cache, slots)
+    wide = torch.full((300, 3, head_dim + 3), float("nan"), dtype=dtype)
+    wide[:, :, 1 : head_dim + 1] = v
+    k_cache, v_cache = k_cache.cuda(), v_cache.cuda()
+    apar_ext.append_kv(k.cuda(), wide.cuda()[:, :, 1 : head_dim + 1], k_cache, v_cache, slots.cuda())
+    assert torch.equal(k_cache.cpu(), expected[0])
+    assert torch.equal(v_cache.cpu(), expected[1])
+
+
+@pytest.mark.skipif(not HAS_CUDA_KERNELS, reason="no GPU, or no CUDA kernels in this build")
+def test_cuda_refuses_a_mix_of_devices():
+    case = make_case(8, rows=4, heads=2, pages=2, page_size=8, head_dim=8)
+    with pytest.raises(ValueError, match="append_kv: slots is on device cpu, expected cuda:0 as k is"):
+        apar_ext.append_kv(*(tensor.cuda() for tensor in case[:4]), case[4])
