@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
 import zipfile
 from pathlib import Path
@@ -66,6 +67,16 @@ def test_metadata(wheel):
         assert f"Requires-Dist: {requirement}\n" in metadata
     for extra in ("train", "serve", "bench", "test"):
         assert f"Provides-Extra: {extra}\n" in metadata
+
+
+def test_source_package_holds_what_a_build_needs(tmp_path):
+    code = "import sys; from setuptools.build_meta import build_sdist; build_sdist(sys.argv[1])"
+    run(sys.executable, "-c", code, tmp_path, cwd=ROOT)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    names = {name.partition("/")[2] for name in tarfile.open(archive).getnames()}
+    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*") if path.is_file()}
+    assert sources <= names
+    assert {"CMakeLists.txt", "setup.py", "pyproject.toml", "README.md", "LICENSE"} <= names
 
 
 def test_needs_the_stable_abi_alone(wheel, tmp_path):
