@@ -1,228 +1,208 @@
-// The forest and advance under random scripts. Every script runs twice: on a forest as it is, one buffer, and on one
-// whose tensors are buffers of their own, so that the sanitizers see a step from one tensor into the next.
-#include "cpu/forest.h"
-
 #include <algorithm>
 #include <random>
 #include <stdexcept>
 
 #include "check.h"
+#include "core/plan.h"
 #include "cpu/advance.h"
+#include "cpu/forest.h"
 
 namespace {
 
 using apar::Forest;
 using apar::ForestConfig;
-using apar::ForestHeader;
-using apar::kEndedColumns;
-using apar::kOpenedColumns;
 
-struct SplitForest {
-  ForestHeader header;
-#define APAR_OWN(name, rows, columns) std::vector<int32_t> name;
-  APAR_FOREST_TENSORS(APAR_OWN)
-#undef APAR_OWN
-  Forest view;
+constexpr int32_t kFork = 7, kChild = 8, kStop = 2;
+
+// A forest in a buffer of exactly its size, so that a sanitizer sees a step outside.
+class Box {
+ public:
+  explicit Box(const ForestConfig& config) : data_(apar::forest_size(config)) {
+    reinterpret_cast<apar::ForestHeader*>(data_.data())->config = config;
+    apar::cpu::forest_reset(data_.data(), static_cast<int64_t>(data_.size()));
+  }
+
+  Forest view() { return apar::cpu::open_forest("test", data_.data(), static_cast<int64_t>(data_.size())); }
+  std::vector<int32_t>& data() { return data_; }
+
+ private:
+  std::vector<int32_t> data_;
 };
 
-// The size of a tensor without the padding behind it.
-int64_t tensor_size(int64_t rows, int64_t columns) { return rows * (columns == 0 ? 1 : columns); }
-
-SplitForest split(const Forest& forest) {
-  const apar::ForestSizes sizes(forest.config);
-  SplitForest copy;
-  copy.header = *forest.header;
-#define APAR_COPY(name, rows, columns) \
-  copy.name.assign(forest.name, forest.name + tensor_size(int64_t{rows}, int64_t{columns}));
-  APAR_FOREST_TENSORS(APAR_COPY)
-#undef APAR_COPY
-  return copy;
+ForestConfig small_config() {
+  return {.num_slots = 8,
+          .num_pages = 40,
+          .page_size = 8,
+          .max_pages = 20,
+          .max_ranges = 6,
+          .max_rows = 8,
+          .num_kv_heads = 1,
+          .group_size = 1,
+          .fork_token = kFork,
+          .child_token = kChild,
+          .max_depth = 3,
+          .max_children = 2,
+          .max_live_branches = 8,
+          .keep_finished = 0,
+          .num_stop_tokens = 1,
+          .stop_tokens = {kStop}};
 }
 
-void point(SplitForest& copy, const Forest& forest) {
-  copy.view = forest;
-  copy.view.header = &copy.header;
-#define APAR_POINT_TO_OWN(name, rows, columns) copy.view.name = copy.name.data();
-  APAR_FOREST_TENSORS(APAR_POINT_TO_OWN)
-#undef APAR_POINT_TO_OWN
-}
-
-void expect_same(const Forest& forest, const SplitForest& copy) {
-  const apar::ForestSizes sizes(forest.config);
-  EXPECT(std::memcmp(forest.header, &copy.header, sizeof(ForestHeader)) == 0);
-#define APAR_COMPARE(name, rows, columns) \
-  EXPECT(std::equal(forest.name, forest.name + tensor_size(int64_t{rows}, int64_t{columns}), copy.name.begin()));
-  APAR_FOREST_TENSORS(APAR_COMPARE)
-#undef APAR_COMPARE
-}
-
-ForestConfig random_config(std::mt19937& random) {
-  const auto between = [&random](int low, int high) {
-    return low + static_cast<int32_t>(random() % static_cast<unsigned>(high - low + 1));
-  };
-  ForestConfig config{};
-  config.max_depth = between(1, 4);
-  config.max_children = between(1, 3);
-  config.keep_finished = between(0, 3) == 0;
-  const int32_t levels = config.max_depth - 1;
-  config.num_slots = 1 + levels * (config.keep_finished ? config.max_children : 1) + between(0, 12);
-  config.page_size = 8 << between(0, 1);
-  config.max_pages = between(2, 5);
-  config.num_pages = config.max_pages + levels + between(0, 20);
-  config.max_ranges = config.max_depth + between(0, 4);
-  config.max_rows = between(1, 9);
-  config.num_kv_heads = between(1, 3);
-  config.group_size = between(1, 40);
-  config.max_live_branches = between(1, 6);
-  config.fork_token = 7;
-  config.child_token = 8;
-  config.num_stop_tokens = 1;
-  config.stop_tokens[0] = 9;
-  return config;
-}
-
-// No page and no slot is lost or owned twice; rows write to distinct entries of their own streams.
-void expect_sound(const Forest& forest) {
-  const ForestHeader& header = *forest.header;
-  std::vector<int> owners(forest.config.num_pages, 0);
-  for (int32_t i = 0; i < header.num_free_pages; ++i) ++owners[forest.free_pages[i]];
-  int32_t used_slots = 0, live = 0;
-  for (int32_t slot = 0; slot < forest.config.num_slots; ++slot) {
-    if (forest.state[slot] == apar::kFree) continue;
-    ++used_slots;
-    live += forest.state[slot] == apar::kLive;
-    EXPECT(forest.num_pages[slot] == apar::pages_for(forest, forest.length[slot]));
-    for (int32_t i = 0; i < forest.num_pages[slot]; ++i) ++owners[forest.page_table[forest.page_row(slot) + i]];
-  }
-  for (const int owner : owners) EXPECT(owner == 1);
-  EXPECT(used_slots + header.num_free_slots == forest.config.num_slots);
-  EXPECT(live == header.num_live);
-  EXPECT(header.num_order + header.num_shared == used_slots);
-
-  EXPECT(live == 0 || header.num_rows > 0);  // somebody can always go on
-  EXPECT(header.num_rows <= forest.config.max_rows);
-  std::vector<int32_t> kv_slots(forest.row_kv_slot, forest.row_kv_slot + header.num_rows);
-  std::sort(kv_slots.begin(), kv_slots.end());
-  EXPECT(std::adjacent_find(kv_slots.begin(), kv_slots.end()) == kv_slots.end());
-  for (int32_t row = 0; row < header.num_rows; ++row) {
-    for (int32_t i = forest.row_indptr[row]; i < forest.row_indptr[row + 1]; ++i) {
-      EXPECT(forest.range_end[i] <= forest.length[forest.range_stream[i]]);
-      EXPECT(forest.state[forest.range_stream[i]] != apar::kFree);
-    }
-  }
-}
-
-// What the host may do between steps, the same on both forests. Arguments that cannot be are refused by both alike.
-void host_step(std::mt19937& random, const Forest& forest, SplitForest& copy, int32_t& next_request) {
-  const auto below = [&random](int64_t bound) { return static_cast<int64_t>(random() % static_cast<uint64_t>(bound)); };
-  const auto both = [&](const auto& call) {
-    int64_t results[2];
-    const Forest* forests[2] = {&forest, &copy.view};
-    for (int i = 0; i < 2; ++i) {
-      try {
-        results[i] = call(*forests[i]);
-      } catch (const std::invalid_argument&) {
-        results[i] = -2;
-      }
-    }
-    EXPECT(results[0] == results[1]);
-  };
+// Every page and every slot has one owner; what branches read is held; the order is whole.
+void check_ownership(const Forest& forest) {
   const ForestConfig& config = forest.config;
-  const int64_t most = int64_t{config.max_pages} * config.page_size;
-  const int64_t choice = below(10);
-  if (choice < 4) {
-    const int64_t prompt = 1 + below(most), limit = prompt + 1 + below(most);
-    const int64_t shared = forest.header->num_shared > 0 && below(2) ? forest.shared[0] : -1;
-    const int32_t request = below(5) ? next_request++ : static_cast<int32_t>(below(next_request + 1));
-    both([&](const Forest& f) { return apar::cpu::forest_admit(f, request, prompt, limit, 1, shared); });
-  } else if (choice == 4) {
-    const int64_t request = below(next_request + 1);
-    both([&](const Forest& f) { return apar::cpu::forest_cancel(f, request); });
-  } else if (choice == 5 && forest.header->num_shared < 2) {
-    const int64_t length = 1 + below(most);
-    both([&](const Forest& f) { return apar::cpu::forest_open_shared(f, length); });
-  } else if (choice == 6) {
-    const int64_t slot = below(config.num_slots + 2) - 1;
-    both([&](const Forest& f) { return apar::cpu::forest_close_shared(f, slot), 0; });
-  } else if (choice == 7) {
-    const int64_t parent = below(config.num_slots);
-    std::vector<int32_t> children;
-    for (int32_t slot = 0; slot < config.num_slots; ++slot) {
-      if (forest.state[slot] == apar::kFinished && forest.parent[slot] == parent) children.push_back(slot);
+  std::vector<int> pages(config.num_pages), slots(config.num_slots);
+  for (int32_t i = 0; i < forest.header->num_free_pages; ++i) ++pages[forest.free_pages[i]];
+  for (int32_t i = 0; i < forest.header->num_free_slots; ++i) ++slots[forest.free_slots[i]];
+  for (int32_t slot = 0; slot < config.num_slots; ++slot) {
+    if (forest.state[slot] == apar::kFree) continue;
+    ++slots[slot];
+    EXPECT(forest.num_pages[slot] == apar::pages_for(forest, forest.length[slot]));
+    for (int32_t i = 0; i < config.max_pages; ++i) {
+      const int32_t page = forest.page_table[forest.page_row(slot) + i];
+      EXPECT((page >= 0) == (i < forest.num_pages[slot]));
+      if (page >= 0) ++pages[page];
     }
-    both([&](const Forest& f) {
-      apar::cpu::forest_join(f, parent, children.data(), static_cast<int64_t>(children.size()));
-      return 0;
-    });
+    if (forest.state[slot] != apar::kLive) continue;
+    for (int32_t i = 0; i < forest.num_context[slot]; ++i) {
+      const int64_t at = forest.context_row(slot) + i;
+      const int32_t stream = forest.context_stream[at];
+      EXPECT(forest.state[stream] != apar::kFree);
+      EXPECT(forest.context_end[at] <= forest.length[stream]);
+    }
   }
-  apar::cpu::schedule(forest);
-  apar::cpu::schedule(copy.view);
+  for (const int count : pages) EXPECT(count == 1);
+  for (const int count : slots) EXPECT(count == 1);
+  EXPECT(forest.header->num_order + forest.header->num_shared + forest.header->num_free_slots == config.num_slots);
+  // The plan names the step's rows and pages alone.
+  const apar::PlanView plan(forest.plan_schedule);
+  EXPECT(plan.header->num_rows == forest.header->num_rows);
+  EXPECT(plan.header->num_ranges == forest.header->num_ranges);
 }
 
-void run_script(unsigned seed) {
+void run_random_script(unsigned seed) {
   std::mt19937 random(seed);
-  const ForestConfig config = random_config(random);
-  std::vector<int32_t> data(apar::forest_size(config), -1);
-  reinterpret_cast<ForestHeader*>(data.data())->config = config;
-  apar::cpu::forest_reset(data.data(), static_cast<int64_t>(data.size()));
-  const Forest forest = apar::cpu::open_forest("test", data.data(), static_cast<int64_t>(data.size()));
-  SplitForest copy = split(forest);
-  point(copy, forest);
+  const auto below = [&random](int64_t bound) { return static_cast<int32_t>(random() % bound); };
+  ForestConfig config = small_config();
+  config.max_depth = 1 + below(4);
+  config.max_children = 1 + below(3);
+  config.keep_finished = below(2);
+  const int32_t levels = config.max_depth - 1, longest = 4 + below(60), own = (longest - 1 + 7) / 8;
+  const int32_t kept = config.keep_finished ? levels * config.max_children : levels;
+  config.num_slots = 1 + kept + below(6);
+  config.num_pages = own + (config.keep_finished ? kept * own : levels) + below(10);
+  config.max_pages = own;
+  config.max_ranges = config.max_depth + (config.keep_finished ? kept : 0);
+  config.max_rows = 1 + below(6);
+  config.max_live_branches = 1 + below(4);
+  Box box(config);
+  const Forest forest = box.view();
 
-  int32_t next_request = 0;
-  const int steps = 120;
-  for (int step = 0; step < steps || forest.header->num_live > 0; ++step) {
-    const bool closing = step >= steps;
-    EXPECT(step < 20 * steps);
-    if (!closing && random() % 4 == 0) {
-      host_step(random, forest, copy, next_request);
-      expect_sound(forest);
-      expect_same(forest, copy);
+  int32_t next_request = 0, shared = -1;
+  std::vector<int32_t> sampled(config.max_rows);
+  const auto step = [&] {
+    for (int32_t row = 0; row < config.max_rows; ++row) {
+      const int32_t draw = below(20);
+      sampled[row] = draw == 0 ? -1 : draw == 1 ? kStop : draw < 8 ? kFork : 100 + draw;
     }
-    std::vector<int32_t> sampled(forest.header->num_rows);
-    for (int32_t& token : sampled) {
-      const unsigned choice = random() % 32;
-      token = choice < 9 ? config.fork_token : choice < 10 || (closing && choice < 16) ? 9 : choice == 31 ? -1 : 1;
-    }
-    EXPECT(apar::cpu::find_bad_token(forest, sampled.data()) == -1);
     apar::cpu::advance(forest, sampled.data());
-    apar::cpu::advance(copy.view, sampled.data());
-    expect_sound(forest);
-    expect_same(forest, copy);
-
-    std::vector<int32_t> begins(forest.header->num_ranges);
-    apar::cpu::window_begins({.rows = forest.header->num_rows,
-                              .row_indptr = copy.row_indptr.data(),
-                              .row_position = copy.row_position.data(),
-                              .range_stream = copy.range_stream.data(),
-                              .range_begin = copy.range_begin.data(),
-                              .range_end = copy.range_end.data(),
-                              .first_position = copy.first_position.data(),
-                              .window = 1 + static_cast<int32_t>(random() % 20)},
-                             begins.data());
-    for (size_t i = 0; i < begins.size(); ++i) {
-      EXPECT(begins[i] >= forest.range_begin[i] && begins[i] <= forest.range_end[i]);
+  };
+  for (int action = 0; action < 150; ++action) {
+    const int32_t prompt = 1 + below(longest - 1), limit = prompt + 1 + below(longest - prompt);
+    switch (below(8)) {
+      case 0:
+      case 1: {
+        const bool reads_shared = shared >= 0 && forest.length[shared] < prompt;
+        try {
+          next_request +=
+              apar::cpu::forest_admit(forest, next_request, prompt, limit, 5, reads_shared ? shared : -1) >= 0;
+        } catch (const std::invalid_argument&) {
+          EXPECT(forest.header->num_live == 0);  // shared streams are in the way
+        }
+        apar::cpu::schedule(forest);
+        break;
+      }
+      case 2:
+        if (next_request > 0 && below(3) == 0) apar::cpu::forest_cancel(forest, below(next_request));
+        break;
+      case 3:
+        if (shared < 0) {
+          shared = apar::cpu::forest_open_shared(forest, 1 + below(8 * std::min(own, config.num_pages)));
+        } else {
+          apar::cpu::forest_close_shared(forest, shared);
+          shared = -1;
+        }
+        break;
+      case 4:
+        for (int32_t i = 0; config.keep_finished && i < forest.header->num_order; ++i) {
+          const int32_t child = forest.order[i], parent = forest.parent[child];
+          if (forest.state[child] != apar::kFinished || parent < 0 || forest.state[parent] != apar::kLive) continue;
+          try {
+            apar::cpu::forest_join(forest, parent, &child, 1);
+          } catch (const std::invalid_argument&) {  // joined already
+          }
+        }
+        break;
+      default:
+        step();
     }
+    check_ownership(forest);
   }
-
-  while (forest.header->num_shared > 0) apar::cpu::forest_close_shared(forest, forest.shared[0]);
+  if (shared >= 0) apar::cpu::forest_close_shared(forest, shared);
+  apar::cpu::schedule(forest);
+  for (int steps = 0; forest.header->num_live > 0; ++steps) {
+    EXPECT(forest.header->num_rows > 0);  // else a deadlock
+    EXPECT(steps < 100000);
+    step();
+    check_ownership(forest);
+  }
   EXPECT(forest.header->num_free_pages == config.num_pages);
   EXPECT(forest.header->num_free_slots == config.num_slots);
+}
+
+template <class Call>
+bool throws(const Call& call) {
+  try {
+    call();
+  } catch (const std::invalid_argument&) {
+    return true;
+  }
+  return false;
 }
 
 }  // namespace
 
 TEST(forest_random_scripts) {
-  for (unsigned seed = 0; seed < 300; ++seed) run_script(seed);
+  for (unsigned seed = 0; seed < 400; ++seed) run_random_script(seed);
 }
 
-TEST(forest_refuses_what_is_none) {
-  std::vector<int32_t> data(70, 0);
-  bool refused = false;
-  try {
-    apar::cpu::open_forest("test", data.data(), 70);
-  } catch (const std::invalid_argument&) {
-    refused = true;
-  }
-  EXPECT(refused);
+TEST(forest_rejects_before_it_writes) {
+  Box box(small_config());
+  const Forest forest = box.view();
+  EXPECT(apar::cpu::forest_admit(forest, 0, 9, 40, 5, -1) == 0);
+  apar::cpu::schedule(forest);
+  const std::vector<int32_t> before = box.data();
+  EXPECT(throws([&] { apar::cpu::forest_admit(forest, 0, 9, 40, 5, -1); }));
+  EXPECT(throws([&] { apar::cpu::forest_admit(forest, 1, 9, 9, 5, -1); }));
+  EXPECT(throws([&] { apar::cpu::forest_admit(forest, 1, 9, int64_t{1} << 40, 5, -1); }));
+  EXPECT(throws([&] { apar::cpu::forest_open_shared(forest, -1); }));
+  EXPECT(throws([&] { apar::cpu::forest_close_shared(forest, 0); }));
+  EXPECT(throws([&] { apar::cpu::forest_join(forest, 0, nullptr, 0); }));
+  const int32_t bad_token = -2;
+  EXPECT(apar::cpu::find_bad_token(forest, &bad_token) == 0);
+  EXPECT(throws([&] { apar::cpu::open_forest("test", box.data().data(), 100); }));
+  EXPECT(box.data() == before);
+}
+
+TEST(forest_grants_run_out_for_everyone_behind) {
+  // Once a page is refused, nobody behind gets one in the same pass: the rule that lets a GPU decide by two scans.
+  apar::Bank bank{.free = 3};
+  bank.pass(2, 5);
+  EXPECT(bank.may_take(1));
+  EXPECT(!bank.may_take(2));  // the first still needs two of the three
+  bank.take(1);
+  bank.pass(1, 1);
+  EXPECT(!bank.may_take(1));
+  bank.pass(0, 100);
+  EXPECT(!bank.may_take(1));
 }
