@@ -1,46 +1,322 @@
-// The hardware as kernels see it: one thin function per instruction, nothing else. Kernels reach the device through
-// this header alone, so that a host emulator can take its place.
+// The one door to the hardware: every kernel reaches indices, barriers, shuffles, matrix instructions, asynchronous copies
+// and atomics through the functions below, and touches global or shared memory only through load_* / store_* / copy_*.
+//
+// tests/emulator builds the same kernel files for the host: there APAR_EMULATED_DEVICE is defined and this header hands over
+// to an implementation of the same functions in which every thread is a fiber (docs/cuda.md).
+//
+// Fragments of the 16-bit matrix instruction m16n8k16, with group = lane / 4 and pair = lane % 4. A register holds two
+// neighbouring 16-bit numbers, the lower column (or, for B, the lower row) in its lower half:
+//
+//   A (16 rows x 16 columns)   a[0]: row group,     columns 2 pair, +1        a[1]: row group + 8, same columns
+//                              a[2]: row group,     columns 2 pair + 8, +9    a[3]: row group + 8, same columns
+//   B (16 rows x 8 columns)    b[0]: rows 2 pair, +1, column group            b[1]: rows 2 pair + 8, +9, column group
+//   C (16 rows x 8 columns)    c[0], c[1]: row group, columns 2 pair, +1      c[2], c[3]: row group + 8, same columns
+//
+// load_matrices_x4 (ldmatrix) reads four 8 x 8 matrices of 16-bit numbers; lane i brings the address of row i % 8 of matrix
+// i / 8 (16 bytes, aligned). Register m of a lane then holds row lane / 4, columns 2 (lane % 4), +1 of matrix m; transposed:
+// rows 2 (lane % 4), +1 of column lane / 4.
 #pragma once
 
 #include <cstdint>
-#include <cstdio>
 
-namespace apar::cuda::device {
+namespace apar::cuda {
 
-// N bytes that move as one load or store.
-template <int N>
-struct alignas(N) Bytes {
-  static_assert(N == 1 || N == 2 || N == 4 || N == 8 || N == 16);
-  char data[N];
+// 16-bit numbers by their bits, so that no CUDA header is needed where there is no CUDA.
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
 };
 
-// Index of this thread among all threads of a one-dimensional grid.
-__device__ inline int64_t thread_in_grid() { return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; }
+// Bytes that move in one access.
+template <int bytes>
+struct alignas(bytes) Vector {
+  static_assert(bytes == 1 || bytes == 2 || bytes == 4 || bytes == 8 || bytes == 16);
+  unsigned char data[bytes];
+};
 
-// Number of threads of a one-dimensional grid.
-__device__ inline int64_t threads_of_grid() { return static_cast<int64_t>(gridDim.x) * blockDim.x; }
+constexpr int kWarpSize = 32;
+constexpr unsigned kAllLanes = 0xffffffffu;
 
-// Loads what is read once and never again.
-template <int N>
-__device__ inline Bytes<N> load_once(const char* source) {
-  if constexpr (N == 16) {
-    const int4 value = __ldcs(reinterpret_cast<const int4*>(source));
-    return reinterpret_cast<const Bytes<N>&>(value);
-  } else {
-    return *reinterpret_cast<const Bytes<N>*>(source);
-  }
+// How long the second-level cache should hold what a copy brings: pages that one tile reads leave first, pages with many
+// readers stay.
+enum class CacheHint { kNormal, kEvictFirst, kEvictLast };
+
+}  // namespace apar::cuda
+
+#if defined(APAR_EMULATED_DEVICE)
+
+#include "emulated_device.h"
+
+#else
+
+#include <cuda_runtime.h>
+
+#include <cstdio>
+
+
+#define APAR_KERNEL(threads, blocks_per_multiprocessor) __global__ void __launch_bounds__(threads, blocks_per_multiprocessor)
+#define APAR_DEVICE __device__ __forceinline__
+#define APAR_GRID_CONSTANT const __grid_constant__
+
+namespace apar::cuda {
+
+// ---- where am I
+
+APAR_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
+APAR_DEVICE int lane_index() { return static_cast<int>(threadIdx.x) % kWarpSize; }
+// The same number in every lane, and the compiler knows it.
+APAR_DEVICE int warp_index() { return __shfl_sync(kAllLanes, static_cast<int>(threadIdx.x) / kWarpSize, 0); }
+APAR_DEVICE int block_index() { return static_cast<int>(blockIdx.x); }
+APAR_DEVICE int block_size() { return static_cast<int>(blockDim.x); }
+APAR_DEVICE int grid_size() { return static_cast<int>(gridDim.x); }
+
+// Ends the launch with a message: for input that only the device can see. The next synchronisation reports a failure.
+APAR_DEVICE void stop(const char* format, long long first, long long second, long long third) {
+  printf(format, first, second, third);
+  __trap();
 }
 
-template <int N>
-__device__ inline void store(char* target, Bytes<N> value) {
-  if constexpr (N == 16) {
-    *reinterpret_cast<int4*>(target) = reinterpret_cast<const int4&>(value);
-  } else {
-    *reinterpret_cast<Bytes<N>*>(target) = value;
-  }
+// ---- barriers and warp collectives
+
+APAR_DEVICE void synchronize_block() { __syncthreads(); }
+// Whether the predicate holds for any thread of the block; a barrier too.
+APAR_DEVICE bool any_in_block(bool predicate) { return __syncthreads_or(predicate) != 0; }
+APAR_DEVICE void synchronize_warp() { __syncwarp(); }
+// A barrier of `threads` threads (a multiple of 32); id 0 is the block's own.
+APAR_DEVICE void synchronize_threads(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+
+template <typename T>
+APAR_DEVICE T shuffle(T value, int lane) {
+  return __shfl_sync(kAllLanes, value, lane);
+}
+template <typename T>
+APAR_DEVICE T shuffle_xor(T value, int mask) {
+  return __shfl_xor_sync(kAllLanes, value, mask);
+}
+// The value of the lane `distance` below; lanes under `distance` keep their own.
+template <typename T>
+APAR_DEVICE T shuffle_up(T value, int distance) {
+  return __shfl_up_sync(kAllLanes, value, distance);
+}
+APAR_DEVICE unsigned ballot(bool predicate) { return __ballot_sync(kAllLanes, predicate); }
+APAR_DEVICE int reduce_min(int value) { return __reduce_min_sync(kAllLanes, value); }
+APAR_DEVICE int reduce_max(int value) { return __reduce_max_sync(kAllLanes, value); }
+APAR_DEVICE uint32_t reduce_or(uint32_t value) { return __reduce_or_sync(kAllLanes, value); }
+
+// ---- memory. T: 1, 2, 4, 8 or 16 bytes, aligned to its size.
+
+template <typename T = unsigned char>
+APAR_DEVICE T* shared_memory() {
+  extern __shared__ __align__(1024) unsigned char apar_shared_memory[];
+  return reinterpret_cast<T*>(apar_shared_memory);
 }
 
-// Stops the kernel: the next synchronisation reports a launch failure. For input that only the device can see.
-__device__ inline void trap() { __trap(); }
+template <typename T>
+APAR_DEVICE T load_shared(const T* pointer) {
+  return *pointer;
+}
+template <typename T>
+APAR_DEVICE void store_shared(T* pointer, T value) {
+  *pointer = value;
+}
+template <typename T>
+APAR_DEVICE T load_global(const T* pointer) {
+  return *pointer;
+}
+// For memory that no thread of the launch writes.
+template <typename T>
+APAR_DEVICE T load_constant(const T* pointer) {
+  return __ldg(pointer);
+}
+// Constant, and read once: does not stay in the caches.
+template <int bytes>
+APAR_DEVICE Vector<bytes> load_once(const Vector<bytes>* pointer) {
+  if constexpr (bytes == 16) {
+    const int4 value = __ldcs(reinterpret_cast<const int4*>(pointer));
+    return reinterpret_cast<const Vector<bytes>&>(value);
+  } else {
+    return *pointer;
+  }
+}
+template <typename T>
+APAR_DEVICE void store_global(T* pointer, T value) {
+  *pointer = value;
+}
+// What another block wrote in this launch: past the first-level cache.
+template <typename T>
+APAR_DEVICE T load_from_other_block(const T* pointer) {
+  return __ldcg(pointer);
+}
 
-}  // namespace apar::cuda::device
+// ---- atomics and fences
+
+// Returns the old value; relaxed, whole device.
+APAR_DEVICE int atomic_add(int* pointer, int value) { return atomicAdd(pointer, value); }
+// What this thread has written is visible to a thread that sees a later write of this thread.
+APAR_DEVICE void fence_device() { __threadfence(); }
+
+// ---- asynchronous copies, 16 bytes each (sm_80). Groups complete in the order in which they were committed.
+
+APAR_DEVICE uint32_t shared_address(const void* pointer) { return static_cast<uint32_t>(__cvta_generic_to_shared(pointer)); }
+
+// A descriptor for copy_async_16; make it once.
+APAR_DEVICE uint64_t make_cache_policy(CacheHint hint) {
+  uint64_t policy = 0;
+  if (hint == CacheHint::kEvictFirst) {
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  } else if (hint == CacheHint::kEvictLast) {
+    asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
+  } else {
+    asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
+  }
+  return policy;
+}
+// Zeros are written, and nothing is read, where `valid` is false.
+APAR_DEVICE void copy_async_16(void* shared, const void* global, bool valid, uint64_t policy) {
+  const int bytes = valid ? 16 : 0;
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(shared_address(shared)), "l"(global),
+               "r"(bytes), "l"(policy)
+               : "memory");
+}
+APAR_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Waits until at most `pending` of this thread's newest groups are under way.
+template <int pending>
+APAR_DEVICE void wait_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
+}
+
+// ---- bulk copies and their barriers (sm_90). A barrier's phase completes when all arrivals have come and all announced bytes
+// have landed; wait_arrivals(barrier, phase) returns when the phase of that parity is complete.
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#define APAR_HAS_BULK_COPIES 1
+
+APAR_DEVICE void initialize_barrier(uint64_t* barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
+}
+// After the barriers were initialized, before anybody uses them.
+APAR_DEVICE void fence_barriers() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+APAR_DEVICE void arrive(uint64_t* barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+APAR_DEVICE void arrive_expecting(uint64_t* barrier, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes) : "memory");
+}
+APAR_DEVICE void wait_arrivals(uint64_t* barrier, int phase) {
+  asm volatile(
+      "{\n"
+      ".reg .pred complete;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 complete, [%0], %1;\n"
+      "@!complete bra again;\n"
+      "}\n" ::"r"(shared_address(barrier)),
+      "r"(phase)
+      : "memory");
+}
+// bytes: a multiple of 16; both addresses aligned to 16.
+APAR_DEVICE void copy_bulk(void* shared, const void* global, int bytes, uint64_t* barrier, uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
+          shared_address(shared)),
+      "l"(global), "r"(bytes), "r"(shared_address(barrier)), "l"(policy)
+      : "memory");
+}
+// Between ordinary stores to shared memory and a bulk copy over them.
+APAR_DEVICE void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+#endif
+
+// ---- matrix instructions
+
+APAR_DEVICE void load_matrices_x4(uint32_t (&registers)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+APAR_DEVICE void load_matrices_x4_transposed(uint32_t (&registers)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
+// c += a b, fp32 accumulators.
+template <typename T>
+APAR_DEVICE void multiply_accumulate(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+template <>
+APAR_DEVICE void multiply_accumulate<BFloat16>(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+template <>
+APAR_DEVICE void multiply_accumulate<Half>(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// ---- numbers
+
+APAR_DEVICE float to_float(float value) { return value; }
+APAR_DEVICE float to_float(BFloat16 value) { return __uint_as_float(static_cast<uint32_t>(value.bits) << 16); }
+APAR_DEVICE float to_float(Half value) {
+  float result;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(value.bits));
+  return result;
+}
+template <typename T>
+APAR_DEVICE T from_float(float value);
+template <>
+APAR_DEVICE float from_float<float>(float value) {
+  return value;
+}
+template <>
+APAR_DEVICE BFloat16 from_float<BFloat16>(float value) {
+  BFloat16 result;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(result.bits) : "f"(value));
+  return result;
+}
+template <>
+APAR_DEVICE Half from_float<Half>(float value) {
+  Half result;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(result.bits) : "f"(value));
+  return result;
+}
+// Two numbers in one register, `low` in the lower half.
+template <typename T>
+APAR_DEVICE uint32_t pack(float low, float high);
+template <>
+APAR_DEVICE uint32_t pack<BFloat16>(float low, float high) {
+  uint32_t result;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
+  return result;
+}
+template <>
+APAR_DEVICE uint32_t pack<Half>(float low, float high) {
+  uint32_t result;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
+  return result;
+}
+
+// 2^value; 2^-inf is 0.
+APAR_DEVICE float exp2_fast(float value) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(value));
+  return result;
+}
+APAR_DEVICE float tanh_exact(float value) { return tanhf(value); }
+APAR_DEVICE float log_exact(float value) { return logf(value); }
+APAR_DEVICE int count_leading_zeros(int value) { return __clz(value); }
+// The other number where one is NaN.
+APAR_DEVICE float max_of(float a, float b) { return fmaxf(a, b); }
+// a * b + c, rounded once.
+APAR_DEVICE float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+
+}  // namespace apar::cuda
+
+#endif

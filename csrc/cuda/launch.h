@@ -1,10 +1,18 @@
 // Host side of launches: every CUDA call is checked, and the device of the tensors is made current for its time.
 #pragma once
 
+#if defined(APAR_EMULATED_DEVICE)
+
+#include "cuda/device.cuh"
+
+#else
+
 #include <cuda_runtime.h>
 
+#include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 namespace apar::cuda {
 
@@ -28,4 +36,45 @@ class DeviceScope {
   int previous_ = 0;
 };
 
+struct DeviceLimits {
+  int compute_capability;  // 10 * major + minor
+  int multiprocessors;
+  int shared_bytes_per_block;
+};
+
+// Of the current device.
+inline DeviceLimits device_limits() {
+  int device = 0, major = 0, minor = 0;
+  DeviceLimits limits{};
+  check_cuda(cudaGetDevice(&device), "cudaGetDevice");
+  for (const auto& [value, attribute] : {std::pair<int*, cudaDeviceAttr>{&major, cudaDevAttrComputeCapabilityMajor},
+                                         {&minor, cudaDevAttrComputeCapabilityMinor},
+                                         {&limits.multiprocessors, cudaDevAttrMultiProcessorCount},
+                                         {&limits.shared_bytes_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin}}) {
+    check_cuda(cudaDeviceGetAttribute(value, attribute, device), "cudaDeviceGetAttribute");
+  }
+  limits.compute_capability = 10 * major + minor;
+  return limits;
+}
+
+// How many blocks of this kernel one multiprocessor of the current device holds; allows the kernel its shared memory.
+template <typename Params>
+int resident_blocks(void (*kernel)(Params), int threads, int shared_bytes) {
+  int blocks = 0;
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
+             "cudaFuncSetAttribute");
+  check_cuda(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes),
+             "cudaOccupancyMaxActiveBlocksPerMultiprocessor");
+  return blocks;
+}
+
+template <typename Params>
+void launch(const char* name, void (*kernel)(Params), int64_t blocks, int threads, int shared_bytes, void* stream,
+            const Params& params) {
+  kernel<<<static_cast<unsigned>(blocks), threads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(params);
+  check_cuda(cudaGetLastError(), name);
+}
+
 }  // namespace apar::cuda
+
+#endif

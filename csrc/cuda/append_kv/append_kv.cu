@@ -24,13 +24,11 @@ int vector_bytes(const AppendKvParams& params) {
 }
 
 template <int kVectorBytes>
-void launch(const AppendKvParams& params, cudaStream_t stream) {
-  constexpr int kThreads = 256;
+void launch_append_kv(const AppendKvParams& params, void* stream) {
   constexpr int64_t kMaxBlocks = 1 << 16;  // the kernel loops over what is left
   const int64_t vectors = params.rows * params.num_kv_heads * (params.head_bytes / kVectorBytes);
-  const int64_t blocks = std::min((vectors + kThreads - 1) / kThreads, kMaxBlocks);
-  append_kv_kernel<kVectorBytes><<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(params);
-  check_cuda(cudaGetLastError(), "append_kv: launch");
+  const int64_t blocks = std::min((vectors + kAppendKvThreads - 1) / kAppendKvThreads, kMaxBlocks);
+  launch("append_kv", append_kv_kernel<kVectorBytes>, blocks, kAppendKvThreads, 0, stream, params);
 }
 
 }  // namespace
@@ -38,18 +36,17 @@ void launch(const AppendKvParams& params, cudaStream_t stream) {
 void append_kv(const AppendKvParams& params, int device, void* stream) {
   if (params.rows == 0 || params.num_kv_heads == 0 || params.head_bytes == 0) return;
   const DeviceScope scope(device);
-  const auto cuda_stream = static_cast<cudaStream_t>(stream);
   switch (vector_bytes(params)) {
     case 16:
-      return launch<16>(params, cuda_stream);
+      return launch_append_kv<16>(params, stream);
     case 8:
-      return launch<8>(params, cuda_stream);
+      return launch_append_kv<8>(params, stream);
     case 4:
-      return launch<4>(params, cuda_stream);
+      return launch_append_kv<4>(params, stream);
     case 2:
-      return launch<2>(params, cuda_stream);
+      return launch_append_kv<2>(params, stream);
     default:
-      return launch<1>(params, cuda_stream);
+      return launch_append_kv<1>(params, stream);
   }
 }
 

@@ -1,0 +1,195 @@
+// Work items of a plan for a machine with many blocks: what one block does for one KV head without asking anybody.
+//
+// An item is a run of at most `packed_rows` packed rows of one tile (packed row = row * group + query head within its
+// group) and a run of *segments* of the tile's walk: a segment is one walk entry cut at multiples of kSegmentEntries of
+// its stream. Rows fold segment after segment in the order of the walk, so cutting an item between two segments and
+// folding the parts in the same order changes no bit. Items of long tiles are cut at about equal cost, as far as the
+// machine has blocks to spare and `max_partials` allows: the first item of a tile leaves one partial result, the others
+// one for each of their segments.
+//
+// The work list is one int32 buffer: header | items. Its size depends on sizes known before the plan is made.
+#pragma once
+
+#include <cstdint>
+
+#include "core/macros.h"
+#include "core/plan.h"
+
+namespace apar {
+
+constexpr int32_t kSegmentEntries = 256;
+constexpr int32_t kBlockEntries = 64;
+constexpr int32_t kEndOfWalk = 0x7fffffff;
+
+struct WorkHeader {
+  int32_t num_items;
+  int32_t num_merges;  // tiles x row runs whose walk is cut
+  int32_t num_partials;
+  int32_t packed_rows;
+};
+
+struct WorkItem {
+  int32_t first_packed;  // row * group + query head within the group
+  int32_t num_packed;
+  int32_t begin_walk;  // the first segment: (walk entry, entry / kSegmentEntries)
+  int32_t begin_segment;
+  int32_t end_walk;  // the first segment that is not the item's; kEndOfWalk: all the rows read
+  int32_t end_segment;
+  int32_t merge;        // -1: the item is alone and writes the output
+  int32_t merge_begin;  // items to merge
+  int32_t merge_end;
+  int32_t partial;  // first partial result, if merged
+  int32_t index;    // of this item
+  int32_t reserved;
+};
+constexpr int kWorkItemInts = sizeof(WorkItem) / sizeof(int32_t);
+static_assert(kWorkItemInts == 12 && sizeof(WorkHeader) == 4 * sizeof(int32_t));
+
+// Packed rows of an item, from what is known without the plan: the fewest that hold all rows at once, up to 64.
+APAR_HOST_DEVICE inline int32_t packed_rows_of_items(int64_t num_rows, int64_t group_size) {
+  const int64_t packed = num_rows * group_size;
+  return packed <= 16 ? 16 : packed <= 32 ? 32 : 64;
+}
+
+struct WorkInput {
+  int32_t packed_rows = 64;
+  int32_t target_items = 1;  // blocks that run at once, divided by KV heads
+  int32_t max_partials = 0;
+};
+
+APAR_HOST_DEVICE inline int64_t max_work_items(int64_t num_rows, int64_t group_size, const WorkInput& input) {
+  return num_rows * ((group_size + input.packed_rows - 1) / input.packed_rows) + input.max_partials;
+}
+APAR_HOST_DEVICE inline int64_t work_size(int64_t num_rows, int64_t group_size, const WorkInput& input) {
+  return static_cast<int64_t>(sizeof(WorkHeader) / sizeof(int32_t)) +
+         kWorkItemInts * max_work_items(num_rows, group_size, input);
+}
+
+namespace work_detail {
+
+// Entries of a walk entry that any of the tile's rows reads, from the lowest to the highest.
+struct Span {
+  int32_t low, high;
+};
+
+inline Span walk_span(const PlanView& plan, int32_t walk) {
+  Span span{kEndOfWalk, 0};
+  for (int32_t i = plan.walk_reader[walk]; i < plan.walk_reader[walk + 1]; ++i) {
+    if (plan.readers[i].begin < span.low) span.low = plan.readers[i].begin;
+    if (plan.readers[i].end > span.high) span.high = plan.readers[i].end;
+  }
+  return span;
+}
+
+// Blocks of kBlockEntries, aligned to the stream's start, that [low, high) touches.
+inline int32_t blocks_of(int32_t low, int32_t high) {
+  return high <= low ? 0 : (high + kBlockEntries - 1) / kBlockEntries - low / kBlockEntries;
+}
+
+// Calls take(walk, segment, blocks) for every segment of a tile, in order.
+template <typename Take>
+void for_each_segment(const PlanView& plan, int32_t tile, Take&& take) {
+  for (int32_t walk = plan.tile_walk[tile]; walk < plan.tile_walk[tile + 1]; ++walk) {
+    const Span span = walk_span(plan, walk);
+    for (int32_t segment = span.low / kSegmentEntries; segment * kSegmentEntries < span.high; ++segment) {
+      const int32_t begin = segment * kSegmentEntries, end = begin + kSegmentEntries;
+      take(walk, segment, blocks_of(begin > span.low ? begin : span.low, end < span.high ? end : span.high));
+    }
+  }
+}
+
+}  // namespace work_detail
+
+// Writes the work list of a plan. Cost O(rows + ranges + segments).
+inline void write_work(const int32_t* schedule, const WorkInput& input, int32_t* work) {
+  const PlanView plan(schedule);
+  const int32_t group = plan.header->group_size, packed_rows = input.packed_rows;
+  WorkHeader header{0, 0, 0, packed_rows};
+  WorkItem* items = reinterpret_cast<WorkItem*>(work + sizeof(WorkHeader) / sizeof(int32_t));
+  const auto add = [&](WorkItem& item) {
+    item.index = header.num_items;
+    items[header.num_items++] = item;
+  };
+
+  // Rows of an item are whole where a group fits.
+  const int32_t run = group <= packed_rows ? packed_rows / group * group : packed_rows;
+  const auto runs_of = [&](int32_t tile) {
+    const int32_t rows = plan.tile_row[tile + 1] - plan.tile_row[tile];
+    return group <= packed_rows ? (rows * group + run - 1) / run : rows * ((group + run - 1) / run);
+  };
+  int64_t total_blocks = 0;
+  for (int32_t tile = 0; tile < plan.header->num_tiles; ++tile) {
+    int64_t blocks = 0;
+    work_detail::for_each_segment(plan, tile, [&](int32_t, int32_t, int32_t count) { blocks += count; });
+    total_blocks += blocks * runs_of(tile);
+  }
+  const int64_t share = (total_blocks + input.target_items - 1) / (input.target_items > 0 ? input.target_items : 1);
+  const int64_t least = kSegmentEntries / kBlockEntries;
+  const int64_t budget = share > least ? share : least;
+
+  for (int32_t tile = 0; tile < plan.header->num_tiles; ++tile) {
+    // The cuts, counted first: they are only made if their partial results have a place.
+    int32_t cuts = 0, partials = 1;
+    int64_t blocks = 0;
+    work_detail::for_each_segment(plan, tile, [&](int32_t, int32_t, int32_t count) {
+      if (blocks > 0 && blocks + count > budget) {
+        ++cuts;
+        blocks = 0;
+      }
+      blocks += count;
+      partials += cuts > 0 ? 1 : 0;
+    });
+    const int32_t first_row = plan.tile_row[tile], rows = plan.tile_row[tile + 1] - first_row;
+    const int32_t num_runs = runs_of(tile);
+    if (header.num_partials + static_cast<int64_t>(partials) * num_runs > input.max_partials) cuts = 0;
+
+    for (int32_t i = 0; i < num_runs; ++i) {
+      WorkItem item{};
+      if (group <= packed_rows) {
+        item.first_packed = first_row * group + i * run;
+        const int32_t left = rows * group - i * run;
+        item.num_packed = left < run ? left : run;
+      } else {
+        const int32_t runs_per_row = (group + run - 1) / run;
+        const int32_t first = i % runs_per_row * run;
+        item.first_packed = (first_row + i / runs_per_row) * group + first;
+        item.num_packed = group - first < run ? group - first : run;
+      }
+      item.begin_walk = plan.tile_walk[tile];
+      item.end_walk = kEndOfWalk;
+      item.merge = -1;
+      if (cuts == 0) {
+        add(item);
+        continue;
+      }
+      item.merge = header.num_merges++;
+      item.merge_begin = header.num_items;
+      item.merge_end = header.num_items + cuts + 1;
+      item.partial = header.num_partials;
+      int32_t segments = 0;
+      blocks = 0;
+      work_detail::for_each_segment(plan, tile, [&](int32_t walk, int32_t segment, int32_t count) {
+        if (blocks > 0 && blocks + count > budget) {
+          const bool first = header.num_items == item.merge_begin;
+          item.end_walk = walk;
+          item.end_segment = segment;
+          add(item);
+          item.partial += first ? 1 : segments;
+          item.begin_walk = walk;
+          item.begin_segment = segment;
+          item.end_walk = kEndOfWalk;
+          item.end_segment = 0;
+          blocks = 0;
+          segments = 0;
+        }
+        blocks += count;
+        ++segments;
+      });
+      add(item);
+      header.num_partials += partials;
+    }
+  }
+  std::memcpy(work, &header, sizeof(header));
+}
+
+}  // namespace apar

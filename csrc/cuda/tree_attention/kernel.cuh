@@ -1,0 +1,558 @@
+// tree_attention for 16-bit numbers: a persistent grid over work items x KV heads (core/work.h).
+//
+// A block of threads takes the items block_index(), + grid_size(), ... and treats all of them as one stream of steps. A step
+// brings 64 entries of keys and values to shared memory, some steps before they are used, and folds them into the outputs of an
+// item's packed rows, which stay in registers until the item ends. One warp more decides what the steps are (scheduler.cuh).
+//
+// The packed rows are cut into strips of 16. The warps of a strip share out the block's entries for the scores, exchange maxima
+// and weights through shared memory, and share out the output's columns for the values. Weights are summed by the matrix
+// instruction, so a row's arithmetic is the same whatever the number of warps.
+#pragma once
+
+#include "cuda/device.cuh"
+#include "cuda/tree_attention/arguments.cuh"
+#include "cuda/tree_attention/params.h"
+#include "cuda/tree_attention/scheduler.cuh"
+#include "cuda/tree_attention/softmax.cuh"
+#include "cuda/tree_attention/traits.h"
+
+namespace apar::cuda {
+
+// Where the partial results of one (partial, head) lie: outputs [rows, D], maxima [rows], sums [rows].
+template <typename Traits>
+struct PartialResult {
+  static constexpr int64_t kFloats = static_cast<int64_t>(Traits::kRows) * (Traits::kHeadDim + 2);
+  float* base;
+  APAR_DEVICE PartialResult(const TreeAttentionParams& params, int partial, int head)
+      : base(params.partials + (static_cast<int64_t>(partial) * params.num_kv_heads + head) * kFloats) {}
+  APAR_DEVICE float* output(int packed, int column) const { return base + packed * Traits::kHeadDim + column; }
+  APAR_DEVICE float* maximum(int packed) const { return base + Traits::kRows * Traits::kHeadDim + packed; }
+  APAR_DEVICE float* sum(int packed) const { return maximum(packed) + Traits::kRows; }
+};
+
+// Element offset of a packed row's output, and its index into lse.
+struct OutputPlace {
+  int64_t index;
+  int query_head;
+};
+APAR_DEVICE OutputPlace output_place(const TreeAttentionParams& params, int global_packed, int head) {
+  const int row = global_packed / params.group_size;
+  const int query_head = head * params.group_size + global_packed % params.group_size;
+  return {static_cast<int64_t>(row) * params.num_kv_heads * params.group_size + query_head, query_head};
+}
+
+// A position in a ring that is stepped through, without divisions.
+struct Ring {
+  const int size;
+  int index = 0;
+  APAR_DEVICE explicit Ring(int size) : size(size) {}
+  APAR_DEVICE void next() { index = index + 1 == size ? 0 : index + 1; }
+};
+
+template <typename Traits>
+class TreeAttention {
+ public:
+  using T = typename Traits::T;
+  using Shared = typename Traits::Shared;
+
+  APAR_DEVICE explicit TreeAttention(const TreeAttentionArguments& arguments)
+      : params_(arguments.params),
+        score_scale_(arguments.score_scale),
+        stages_(arguments.stages),
+        shared_(shared_memory<Shared>()),
+        lane_(lane_index()),
+        strip_(warp_index() % Traits::kStrips),
+        warp_in_strip_(warp_index() / Traits::kStrips) {}
+
+  // The last warp: says what the steps are, `stages` steps ahead.
+  APAR_DEVICE void schedule() {
+    Scheduler<Traits::kRows> scheduler(params_, stages_);
+    Ring ahead(stages_ + 1), now(stages_ + 1);
+    int n = 0;
+    for (; n < stages_; ++n, ahead.next()) {
+      scheduler.prepare(n);
+      scheduler.publish(&shared_->blocks[ahead.index]);
+    }
+    synchronize_block();
+    for (;; ++n, ahead.next(), now.next()) {
+      synchronize_block();
+      if ((load_shared(&shared_->blocks[now.index].flags) & kEndOfWork) != 0) break;
+      scheduler.prepare(n);
+      scheduler.publish(&shared_->blocks[ahead.index]);
+    }
+  }
+
+  // All other warps.
+  APAR_DEVICE void compute() {
+    Ring block_ahead(stages_ + 1), block_now(stages_ + 1), stage_ahead(stages_), stage_now(stages_);
+    synchronize_block();
+    for (int n = 0; n < stages_ - 1; ++n, block_ahead.next(), stage_ahead.next()) {
+      start_copies(&shared_->blocks[block_ahead.index], stage_ahead.index);
+    }
+    start_segment();
+    start_total();
+    for (;; block_ahead.next(), stage_ahead.next(), block_now.next(), stage_now.next()) {
+      // This step's copies have landed and everybody is done with the last step: its stage and its block may be reused.
+      wait_for_stage();
+      synchronize_block();
+      start_copies(&shared_->blocks[block_ahead.index], stage_ahead.index);
+
+      const Block<Traits::kRows>* block = &shared_->blocks[block_now.index];
+      const int flags = load_shared(&block->flags);
+      if ((flags & kFirstOfSegment) != 0) finish_segment();
+      if ((flags & kFirstOfItem) != 0) {
+        finish_item();
+        if ((flags & kEndOfWork) != 0) break;
+        start_item(block);
+      }
+      if ((flags & kHasEntries) != 0) {
+        segment_used_ = true;
+        add_block(block, stage_now.index);
+      }
+    }
+    wait_copies<0>();
+  }
+
+ private:
+  // ---- copies
+
+  // One group of copies per step, empty or not, so that waiting can count groups.
+  APAR_DEVICE void start_copies(const Block<Traits::kRows>* block, int stage) {
+    const int flags = load_shared(&block->flags);
+    if ((flags & kFirstOfItem) != 0 && (flags & kEndOfWork) == 0) copy_queries(block);
+    if ((flags & kHasEntries) != 0) copy_entries(block, stage);
+    commit_copies();
+  }
+
+  APAR_DEVICE void wait_for_stage() {
+    switch (stages_) {
+      case 2:
+        return wait_copies<0>();
+      case 3:
+        return wait_copies<1>();
+      case 4:
+        return wait_copies<2>();
+      default:
+        return wait_copies<3>();
+    }
+  }
+
+  APAR_DEVICE T* keys_of(int stage) const {
+    return reinterpret_cast<T*>(shared_ + 1) + stage * 2 * Traits::kStageElements;
+  }
+  APAR_DEVICE T* values_of(int stage) const { return keys_of(stage) + Traits::kStageElements; }
+
+  APAR_DEVICE void copy_entries(const Block<Traits::kRows>* block, int stage) {
+    constexpr int kParts = Traits::kHeadDim / 8;
+    const uint64_t policy = make_cache_policy(CacheHint::kNormal);
+    const int head = load_shared(&block->head), offset = load_shared(&block->offset);
+    const uint32_t low = load_shared(&block->visible[0]), high = load_shared(&block->visible[1]);
+    const int page_size = params_.page_size;
+    const T* keys = static_cast<const T*>(params_.k_cache);
+    const T* values = static_cast<const T*>(params_.v_cache);
+    T* shared_keys = keys_of(stage);
+    T* shared_values = values_of(stage);
+#pragma unroll 2
+    for (int i = thread_index(); i < kTokens * kParts; i += Traits::kComputeThreads) {
+      const int token = i / kParts, part = i % kParts;
+      const bool valid = ((token < 32 ? low >> token : high >> (token - 32)) & 1) != 0;
+      // A page of 64 entries or more holds the whole block.
+      const int page = load_shared(&block->pages[page_size < kTokens ? token / page_size : 0]);
+      const int entry = page_size < kTokens ? token % page_size : offset + token;
+      const int64_t source =
+          ((static_cast<int64_t>(page) * params_.num_kv_heads + head) * page_size + entry) * Traits::kHeadDim + part * 8;
+      copy_async_16(shared_keys + Traits::offset_of(token, part), keys + (valid ? source : 0), valid, policy);
+      copy_async_16(shared_values + Traits::offset_of(token, part), values + (valid ? source : 0), valid, policy);
+    }
+  }
+
+  APAR_DEVICE void copy_queries(const Block<Traits::kRows>* block) {
+    constexpr int kParts = Traits::kHeadDim / 8;
+    const uint64_t policy = make_cache_policy(CacheHint::kNormal);
+    const int head = load_shared(&block->head);
+    const int first_packed = load_shared(&block->item.first_packed), num_packed = load_shared(&block->item.num_packed);
+    const T* queries = static_cast<const T*>(params_.q);
+    T* shared_queries = shared_->q[load_shared(&block->q_slot)];
+    for (int i = thread_index(); i < Traits::kRows * kParts; i += Traits::kComputeThreads) {
+      const int packed = i / kParts, part = i % kParts;
+      const bool valid = packed < num_packed;
+      const int row = (first_packed + packed) / params_.group_size;
+      const int query_head = head * params_.group_size + (first_packed + packed) % params_.group_size;
+      const int64_t source = row * params_.q_row_stride + query_head * params_.q_head_stride + part * 8;
+      copy_async_16(shared_queries + Traits::offset_of(packed, part), queries + (valid ? source : 0), valid, policy);
+    }
+  }
+
+  // ---- one block of entries
+
+  APAR_DEVICE void synchronize_strip() {
+    if constexpr (Traits::kWarpsPerStrip == 1) {
+      synchronize_warp();
+    } else {
+      synchronize_threads(1 + strip_, Traits::kWarpsPerStrip * kWarpSize);
+    }
+  }
+
+  APAR_DEVICE void add_block(const Block<Traits::kRows>* block, int stage) {
+    int first[2], end[2];
+    bool sees_some = false, sees_all = true;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int seen = row_[half] >= 0 ? load_shared(&block->seen[row_[half]]) : 0;
+      first[half] = seen & 0xffff;
+      end[half] = seen >> 16;
+      sees_some |= end[half] > first[half];
+      sees_all &= row_[half] < 0 || (first[half] == 0 && end[half] == kTokens);
+    }
+    if (ballot(sees_some) == 0) return;  // the same in all warps of the strip
+    const bool masked = ballot(sees_all) != kAllLanes;
+    const uint32_t low = load_shared(&block->visible[0]), high = load_shared(&block->visible[1]);
+    const int first_token = warp_in_strip_ * Traits::kTokensPerWarp;
+
+    float scores[Traits::kScoreTiles][4];
+    compute_scores(scores, stage, first_token);
+
+    float maxima[2] = {minus_infinity(), minus_infinity()};
+#pragma unroll
+    for (int tile = 0; tile < Traits::kScoreTiles; ++tile) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int half = i / 2;
+        const int token = first_token + tile * 8 + lane_ % 4 * 2 + i % 2;
+        float value = score(scores[tile][i], score_scale_);
+        if (masked && (token < first[half] || token >= end[half])) value = minus_infinity();
+        scores[tile][i] = value;
+        maxima[half] = max_of(maxima[half], value);
+      }
+    }
+    share_maxima(maxima);
+
+    float bases[2], factors[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float maximum = max_of(segment_maximum_[half], maxima[half]);
+      bases[half] = maximum == minus_infinity() ? 0.0f : maximum;
+      factors[half] = exp2_fast(segment_maximum_[half] - bases[half]);
+      segment_maximum_[half] = maximum;
+    }
+#pragma unroll
+    for (int tile = 0; tile < Traits::kScoreTiles; ++tile) {
+      T* weights = &shared_->weights[strip_][lane_ / 4][first_token + tile * 8 + lane_ % 4 * 2];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        store_shared(reinterpret_cast<uint32_t*>(weights + half * 8 * Traits::kWeightStride),
+                     pack<T>(exp2_fast(scores[tile][2 * half] - bases[half]), exp2_fast(scores[tile][2 * half + 1] - bases[half])));
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) segment_sum_[i] *= factors[i / 2];
+#pragma unroll
+    for (int unit = 0; unit < Traits::kUnitsPerWarp; ++unit) {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) segment_[unit][i / 4][i % 4] *= factors[i % 4 / 2];
+    }
+    synchronize_strip();
+    add_values(stage, low, high);
+  }
+
+  // Strip x the warp's share of the tokens.
+  APAR_DEVICE void compute_scores(float (&scores)[Traits::kScoreTiles][4], int stage, int first_token) {
+#pragma unroll
+    for (int tile = 0; tile < Traits::kScoreTiles; ++tile) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) scores[tile][i] = 0.0f;
+    }
+    const T* queries = shared_->q[q_slot_];
+    const T* keys = keys_of(stage);
+#pragma unroll
+    for (int column = 0; column < Traits::kHeadDim; column += 16) {
+      uint32_t a[4];
+      load_matrices_x4(a, queries + Traits::offset_of(strip_ * 16 + lane_ % 16, column / 8 + lane_ / 16));
+#pragma unroll
+      for (int tile = 0; tile < Traits::kScoreTiles; tile += 2) {
+        uint32_t b[4];
+        const int token = first_token + tile * 8 + lane_ / 16 * 8 + lane_ % 8;
+        load_matrices_x4(b, keys + Traits::offset_of(token, column / 8 + lane_ / 8 % 2));
+        multiply_accumulate<T>(scores[tile], a, b[0], b[1]);
+        multiply_accumulate<T>(scores[tile + 1], a, b[2], b[3]);
+      }
+    }
+  }
+
+  // From a thread's own tokens to all of the block.
+  APAR_DEVICE void share_maxima(float (&maxima)[2]) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      maxima[half] = max_of(maxima[half], shuffle_xor(maxima[half], 1));
+      maxima[half] = max_of(maxima[half], shuffle_xor(maxima[half], 2));
+    }
+    if constexpr (Traits::kWarpsPerStrip > 1) {
+      if (lane_ % 4 == 0) {
+        store_shared(&shared_->maxima[strip_][warp_in_strip_][lane_ / 4], maxima[0]);
+        store_shared(&shared_->maxima[strip_][warp_in_strip_][lane_ / 4 + 8], maxima[1]);
+      }
+      synchronize_strip();
+#pragma unroll
+      for (int warp = 0; warp < Traits::kWarpsPerStrip; ++warp) {
+        maxima[0] = max_of(maxima[0], load_shared(&shared_->maxima[strip_][warp][lane_ / 4]));
+        maxima[1] = max_of(maxima[1], load_shared(&shared_->maxima[strip_][warp][lane_ / 4 + 8]));
+      }
+    }
+  }
+
+  // Strip x the warp's share of the columns; 16 tokens that nobody sees are left out.
+  APAR_DEVICE void add_values(int stage, uint32_t low, uint32_t high) {
+    const uint32_t one = pack<T>(1.0f, 1.0f);
+    const T* weights = &shared_->weights[strip_][lane_ % 16][lane_ / 16 * 8];
+    const T* values = values_of(stage);
+#pragma unroll
+    for (int token = 0; token < kTokens; token += 16) {
+      if (((token < 32 ? low : high) >> (token % 32) & 0xffff) == 0) continue;
+      uint32_t a[4];
+      load_matrices_x4(a, weights + token);
+      multiply_accumulate<T>(segment_sum_, a, one, one);
+#pragma unroll
+      for (int unit = 0; unit < Traits::kUnitsPerWarp; ++unit) {
+        if (!has_unit(unit)) continue;
+        uint32_t b[4];
+        const int part = (unit * Traits::kWarpsPerStrip + warp_in_strip_) * 2 + lane_ / 16;
+        load_matrices_x4_transposed(b, values + Traits::offset_of(token + lane_ % 16, part));
+        multiply_accumulate<T>(segment_[unit][0], a, b[0], b[1]);
+        multiply_accumulate<T>(segment_[unit][1], a, b[2], b[3]);
+      }
+    }
+  }
+
+  // Units of 16 columns are dealt out in turn.
+  APAR_DEVICE bool has_unit(int unit) const {
+    return Traits::kColumnUnits % Traits::kWarpsPerStrip == 0 ||
+           unit * Traits::kWarpsPerStrip + warp_in_strip_ < Traits::kColumnUnits;
+  }
+  // Of register i of a tile; columns i and i + 1 lie in registers i and i + 1 for even i.
+  APAR_DEVICE int column_of(int unit, int tile) const {
+    return (unit * Traits::kWarpsPerStrip + warp_in_strip_) * 16 + tile * 8 + lane_ % 4 * 2;
+  }
+  APAR_DEVICE int packed_of(int half) const { return strip_ * 16 + half * 8 + lane_ / 4; }
+
+  // ---- segments and items
+
+  APAR_DEVICE void start_segment() {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) segment_sum_[i] = 0.0f;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) segment_maximum_[half] = minus_infinity();
+#pragma unroll
+    for (int unit = 0; unit < Traits::kUnitsPerWarp; ++unit) {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) segment_[unit][i / 4][i % 4] = 0.0f;
+    }
+    segment_used_ = false;
+  }
+
+  APAR_DEVICE void start_total() {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) total_state_[half] = empty_state();
+#pragma unroll
+    for (int unit = 0; unit < Traits::kUnitsPerWarp; ++unit) {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) total_[unit][i / 4][i % 4] = 0.0f;
+    }
+  }
+
+  APAR_DEVICE void start_item(const Block<Traits::kRows>* block) {
+    q_slot_ = load_shared(&block->q_slot);
+    head_ = load_shared(&block->head);
+    const WorkItem* item = &block->item;
+    first_packed_ = load_shared(&item->first_packed);
+    num_packed_ = load_shared(&item->num_packed);
+    merge_ = load_shared(&item->merge);
+    merge_begin_ = load_shared(&item->merge_begin);
+    merge_end_ = load_shared(&item->merge_end);
+    partial_ = load_shared(&item->partial);
+    index_ = load_shared(&item->index);
+    const int first_row = first_packed_ / params_.group_size;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int packed = packed_of(half);
+      row_[half] = packed < num_packed_ ? (first_packed_ + packed) / params_.group_size - first_row : -1;
+    }
+    partials_written_ = 0;
+  }
+
+  // Folds the segment into the item's total. Items whose total goes on from another item's leave the segment to the merge.
+  APAR_DEVICE void finish_segment() {
+    if (first_packed_ >= 0 && merge_ >= 0 && index_ != merge_begin_) {
+      const SoftmaxState states[2] = {{segment_maximum_[0], segment_sum_[0]}, {segment_maximum_[1], segment_sum_[2]}};
+      if (segment_used_) write_partial(states, segment_);
+    } else {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const SoftmaxState next{segment_maximum_[half], segment_sum_[2 * half]};
+        if (!folds(next)) continue;
+        const FoldFactors factors = fold(total_state_[half], next);
+#pragma unroll
+        for (int unit = 0; unit < Traits::kUnitsPerWarp; ++unit) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            float& total = total_[unit][i / 2][2 * half + i % 2];
+            total = fold_output(total, segment_[unit][i / 2][2 * half + i % 2], factors);
+          }
+        }
+      }
+    }
+    start_segment();
+  }
+
+  APAR_DEVICE void finish_item() {
+    if (first_packed_ < 0) return;  // before the first
+    if (merge_ < 0) {
+      write_output();
+    } else {
+      if (index_ == merge_begin_) write_partial(total_state_, total_);
+      arrive_and_merge();
+    }
+    start_total();
+  }
+
+  APAR_DEVICE void write_output() {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      if (row_[half] < 0) continue;
+      const OutputPlace place = output_place(params_, first_packed_ + packed_of(half), head_);
+      SoftmaxState state = total_state_[half];
+      const float before = params_.sinks != nullptr ? fold_sink(state, load_constant(params_.sinks + place.query_head)) : 1.0f;
+      const float factor = before * output_factor(state);
+#pragma unroll
+      for (int unit = 0; unit < Traits::kUnitsPerWarp; ++unit) {
+        if (!has_unit(unit)) continue;
+#pragma unroll
+        for (int tile = 0; tile < 2; ++tile) {
+          T* target = static_cast<T*>(params_.out) + place.index * Traits::kHeadDim + column_of(unit, tile);
+          store_global(reinterpret_cast<uint32_t*>(target), pack<T>(finished(total_[unit][tile][2 * half], factor),
+                                                                    finished(total_[unit][tile][2 * half + 1], factor)));
+        }
+      }
+      if (params_.lse != nullptr && warp_in_strip_ == 0 && lane_ % 4 == 0) {
+        store_global(params_.lse + place.index, natural_lse(state));
+      }
+    }
+  }
+  // A zero has no sign: which zeros were added on the way depends on other rows.
+  static APAR_DEVICE float finished(float output, float factor) { return output * factor + 0.0f; }
+
+  // ---- partial results
+
+  APAR_DEVICE void write_partial(const SoftmaxState (&states)[2], const float (&outputs)[Traits::kUnitsPerWarp][2][4]) {
+    const PartialResult<Traits> partial(params_, partial_ + partials_written_++, head_);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int packed = packed_of(half);
+      if (row_[half] < 0) continue;
+#pragma unroll
+      for (int unit = 0; unit < Traits::kUnitsPerWarp; ++unit) {
+        if (!has_unit(unit)) continue;
+#pragma unroll
+        for (int tile = 0; tile < 2; ++tile) {
+          store_global(reinterpret_cast<Pair*>(partial.output(packed, column_of(unit, tile))),
+                       Pair{outputs[unit][tile][2 * half], outputs[unit][tile][2 * half + 1]});
+        }
+      }
+      if (warp_in_strip_ == 0 && lane_ % 4 == 0) {
+        store_global(partial.maximum(packed), states[half].maximum);
+        store_global(partial.sum(packed), states[half].sum);
+      }
+    }
+  }
+
+  // The last block of threads to arrive folds all partial results of the rows, in the order of the walk.
+  APAR_DEVICE void arrive_and_merge() {
+    int32_t* arrivals = params_.arrivals + static_cast<int64_t>(merge_) * params_.num_kv_heads + head_;
+    if (thread_index() == 0) {
+      store_global(params_.segments_used + static_cast<int64_t>(index_) * params_.num_kv_heads + head_, partials_written_);
+    }
+    synchronize_threads(kComputeBarrier, Traits::kComputeThreads);
+    if (thread_index() == 0) {
+      fence_device();
+      const int arrived = atomic_add(arrivals, 1);
+      fence_device();
+      store_shared(&shared_->arrived, arrived);
+    }
+    synchronize_threads(kComputeBarrier, Traits::kComputeThreads);
+    if (load_shared(&shared_->arrived) != merge_end_ - merge_begin_ - 1) return;
+    if (thread_index() == 0) store_global(arrivals, 0);  // for the next launch
+    for (int packed = warp_index(); packed < num_packed_; packed += Traits::kWarps) merge_row(packed);
+  }
+
+  // One warp, each lane every 32nd column.
+  APAR_DEVICE void merge_row(int packed) {
+    constexpr int kColumns = (Traits::kHeadDim + kWarpSize - 1) / kWarpSize;
+    SoftmaxState state = empty_state();
+    float outputs[kColumns] = {};
+    const WorkItem* items =
+        reinterpret_cast<const WorkItem*>(params_.work + sizeof(WorkHeader) / sizeof(int32_t));
+    for (int index = merge_begin_; index < merge_end_; ++index) {
+      const int first = load_constant(&items[index].partial);
+      const int used =
+          load_from_other_block(params_.segments_used + static_cast<int64_t>(index) * params_.num_kv_heads + head_);
+      for (int i = 0; i < used; ++i) {
+        const PartialResult<Traits> partial(params_, first + i, head_);
+        const SoftmaxState next{load_from_other_block(partial.maximum(packed)), load_from_other_block(partial.sum(packed))};
+        if (!folds(next)) continue;
+        const FoldFactors factors = fold(state, next);
+#pragma unroll
+        for (int c = 0; c < kColumns; ++c) {
+          const int column = c * kWarpSize + lane_;
+          if (column >= Traits::kHeadDim) continue;
+          outputs[c] = fold_output(outputs[c], load_from_other_block(partial.output(packed, column)), factors);
+        }
+      }
+    }
+    const OutputPlace place = output_place(params_, first_packed_ + packed, head_);
+    const float before = params_.sinks != nullptr ? fold_sink(state, load_constant(params_.sinks + place.query_head)) : 1.0f;
+    const float factor = before * output_factor(state);
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) {
+      const int column = c * kWarpSize + lane_;
+      if (column >= Traits::kHeadDim) continue;
+      store_global(static_cast<T*>(params_.out) + place.index * Traits::kHeadDim + column,
+                   from_float<T>(finished(outputs[c], factor)));
+    }
+    if (params_.lse != nullptr && lane_ == 0) store_global(params_.lse + place.index, natural_lse(state));
+  }
+
+  static constexpr int kComputeBarrier = 8;  // 1 to 4 are the strips'
+  struct alignas(8) Pair {
+    float low, high;
+  };
+
+  const TreeAttentionParams& params_;
+  const ScoreScale score_scale_;
+  const int stages_;
+  Shared* const shared_;
+  const int lane_, strip_, warp_in_strip_;
+
+  // the item
+  int first_packed_ = -1, num_packed_ = 0, head_ = 0, q_slot_ = 0;
+  int merge_ = -1, merge_begin_ = 0, merge_end_ = 0, partial_ = 0, index_ = 0, partials_written_ = 0;
+  int row_[2] = {-1, -1};  // of this thread's packed rows lane / 4 and lane / 4 + 8 of the strip; -1: none
+  bool segment_used_ = false;
+  // Outputs in the layout of the matrix instruction: units of 16 columns, two tiles of 8 each. Sums stand in all columns.
+  float segment_maximum_[2];
+  float segment_sum_[4];
+  float segment_[Traits::kUnitsPerWarp][2][4];
+  SoftmaxState total_state_[2];
+  float total_[Traits::kUnitsPerWarp][2][4];
+};
+
+template <typename Traits>
+APAR_KERNEL(Traits::kThreads, Traits::kBlocksPerMultiprocessor)
+tree_attention_kernel(APAR_GRID_CONSTANT TreeAttentionArguments arguments) {
+  TreeAttention<Traits> attention(arguments);
+  if (warp_index() == Traits::kWarps) {
+    attention.schedule();
+  } else {
+    attention.compute();
+  }
+}
+
+}  // namespace apar::cuda

@@ -1,0 +1,42 @@
+// What tree_attention is told: plain pointers, sizes in elements.
+#pragma once
+
+#include <cstdint>
+
+namespace apar::cuda {
+
+enum class Element { kFloat32, kFloat16, kBFloat16 };
+
+struct TreeAttentionParams {
+  const void* q;        // [R, Hq, D], last dimension contiguous, strides below
+  const void* k_cache;  // [num_pages, Hkv, page_size, D], contiguous
+  const void* v_cache;
+  void* out;           // [R, Hq, D], contiguous
+  float* lse;          // [R, Hq] or null
+  const float* sinks;  // [Hq] or null
+
+  const int32_t* page_table;    // [S, max_pages]
+  const int32_t* row_indptr;    // [R + 1]
+  const int32_t* range_stream;  // [N]
+  const int32_t* range_begin;   // [N]
+  const int32_t* range_end;     // [N]
+  const int32_t* range_walk;    // [N], the walk entry of each range that is not empty (core/plan.h)
+  const int32_t* work;          // core/work.h
+
+  float* partials;         // [max_partials, Hkv, packed_rows * (D + 2)]: outputs, then maxima, then sums
+  int32_t* segments_used;  // [max items, Hkv]
+  int32_t* arrivals;       // [max_partials, Hkv], zero before and after every launch
+
+  int64_t q_row_stride;
+  int64_t q_head_stride;
+  int32_t num_rows;
+  int32_t num_kv_heads;
+  int32_t group_size;
+  int32_t head_dim;
+  int32_t page_size;  // a power of two, 8 to 128
+  int32_t max_pages;
+  float scale;
+  float softcap;  // 0: none
+};
+
+}  // namespace apar::cuda

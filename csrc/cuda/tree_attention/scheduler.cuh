@@ -1,0 +1,218 @@
+// One warp decides what a block of threads does next: which item, which 64 entries of which stream, which of its rows see which of
+// them. Lanes hold the rows, each with the range that it reads now and the one that it reads next, loaded ahead.
+#pragma once
+
+#include "core/work.h"
+#include "cuda/device.cuh"
+#include "cuda/tree_attention/params.h"
+#include "cuda/tree_attention/traits.h"
+
+namespace apar::cuda {
+
+APAR_DEVICE int smaller(int a, int b) { return a < b ? a : b; }
+APAR_DEVICE int larger(int a, int b) { return a > b ? a : b; }
+APAR_DEVICE int clamp(int value, int low, int high) { return smaller(larger(value, low), high); }
+
+// Bits [first, end) of a word of 32; end <= 32.
+APAR_DEVICE uint32_t bits_between(int first, int end) {
+  if (end <= first) return 0;
+  return (0xffffffffu >> (32 - (end - first))) << first;
+}
+
+template <int kRows>
+class Scheduler {
+ public:
+  APAR_DEVICE Scheduler(const TreeAttentionParams& params, int stages)
+      : params_(params),
+        stages_(stages),
+        lane_(lane_index()),
+        work_(block_index()),
+        num_work_(load_constant(params.work) * params.num_kv_heads),
+        page_shift_(31 - count_leading_zeros(params.page_size)) {}
+
+  // The block with number `n` of this block of threads.
+  APAR_DEVICE void prepare(int n) {
+    flags_ = 0;
+    bool started = false;
+    for (;;) {
+      if (!in_item_) {
+        if (started) return;  // an item without entries: its rows get empty results
+        if (work_ >= num_work_) {
+          flags_ = kEndOfWork | kFirstOfItem | kFirstOfSegment;
+          return;
+        }
+        // Two items' queries fit: the item before the last must be done when this block's copies start.
+        if (num_started_ >= 2 && n < first_block_ + stages_ - 1) return;
+        start_item();
+        started = true;
+        first_block_ = n;
+        flags_ = kFirstOfItem | kFirstOfSegment;
+      }
+      if (find_block()) break;
+      in_item_ = false;
+    }
+    const int segment = position_ / kSegmentEntries;
+    if (walk_ != last_walk_ || segment != last_segment_) flags_ |= kFirstOfSegment;
+    last_walk_ = walk_;
+    last_segment_ = segment;
+    flags_ |= kHasEntries;
+
+    uint32_t low = 0, high = 0;
+#pragma unroll
+    for (int i = 0; i < kRowsPerLane; ++i) {
+      const int first = clamp(begin_[i] - position_, 0, kTokens), end = clamp(smaller(end_[i], limit_) - position_, 0, kTokens);
+      seen_[i] = end > first ? first | end << 16 : 0;
+      low |= bits_between(smaller(first, 32), smaller(end, 32));
+      high |= bits_between(larger(first, 32) - 32, larger(end, 32) - 32);
+    }
+    visible_[0] = reduce_or(low);
+    visible_[1] = reduce_or(high);
+
+    page_ = 0;
+    const int entries = smaller(params_.page_size, kTokens);
+    if (lane_ * entries < kTokens) {
+      const int first = lane_ * entries % 32;
+      const uint32_t word = lane_ * entries < 32 ? visible_[0] : visible_[1];
+      const uint32_t seen = entries == kTokens ? visible_[0] | visible_[1] : word & bits_between(first, first + entries);
+      if (seen != 0) {
+        page_ = load_constant(params_.page_table + static_cast<int64_t>(stream_) * params_.max_pages +
+                              (position_ >> page_shift_) + lane_);
+      }
+    }
+    offset_ = position_ & (params_.page_size - 1);
+    position_ += kTokens;
+  }
+
+  APAR_DEVICE void publish(Block<kRows>* block) const {
+    if (lane_ == 0) {
+      store_shared(&block->flags, flags_);
+      store_shared(&block->q_slot, num_started_ & 1);
+      store_shared(&block->head, head_);
+      store_shared(&block->offset, offset_);
+      store_shared(&block->visible[0], visible_[0]);
+      store_shared(&block->visible[1], visible_[1]);
+    }
+    if ((flags_ & kFirstOfItem) != 0 && lane_ < kWorkItemInts) {
+      store_shared(reinterpret_cast<int32_t*>(&block->item) + lane_, item_int_);
+    }
+    if ((flags_ & kHasEntries) != 0) {
+      if (lane_ < kMaxPagesPerBlock) store_shared(&block->pages[lane_], page_);
+#pragma unroll
+      for (int i = 0; i < kRowsPerLane; ++i) {
+        const int row = i * kWarpSize + lane_;
+        if (row < kRows) store_shared(&block->seen[row], seen_[i]);
+      }
+    }
+  }
+
+ private:
+  static constexpr int kRowsPerLane = (kRows + kWarpSize - 1) / kWarpSize;
+  static constexpr int kNone = 0x7fffffff;
+
+  APAR_DEVICE void start_item() {
+    const int index = work_ / params_.num_kv_heads;
+    head_ = work_ % params_.num_kv_heads;
+    work_ += grid_size();
+    ++num_started_;
+    item_int_ = lane_ < kWorkItemInts
+                    ? load_constant(params_.work + sizeof(WorkHeader) / sizeof(int32_t) + index * kWorkItemInts + lane_)
+                    : 0;
+    const int first_packed = shuffle(item_int_, 0), num_packed = shuffle(item_int_, 1);
+    begin_walk_ = shuffle(item_int_, 2);
+    begin_segment_ = shuffle(item_int_, 3);
+    end_walk_ = shuffle(item_int_, 4);
+    end_segment_ = shuffle(item_int_, 5);
+    const int first_row = first_packed / params_.group_size;
+    const int num_rows = (first_packed + num_packed - 1) / params_.group_size - first_row + 1;
+#pragma unroll
+    for (int i = 0; i < kRowsPerLane; ++i) {
+      const int row = i * kWarpSize + lane_;
+      range_[i] = row < num_rows ? load_constant(params_.row_indptr + first_row + row) : 0;
+      range_end_[i] = row < num_rows ? load_constant(params_.row_indptr + first_row + row + 1) : 0;
+      begin_[i] = end_[i] = 0;
+      do {
+        fetch_range(i);
+      } while (next_walk_[i] < begin_walk_);
+    }
+    walk_ = last_walk_ = -1;
+    position_ = 0;
+    in_item_ = true;
+  }
+
+  // The row's next range that is not empty.
+  APAR_DEVICE void fetch_range(int i) {
+    next_walk_[i] = kNone;
+    while (range_[i] < range_end_[i]) {
+      const int range = range_[i]++;
+      const int begin = load_constant(params_.range_begin + range), end = load_constant(params_.range_end + range);
+      if (begin >= end) continue;
+      next_walk_[i] = load_constant(params_.range_walk + range);
+      next_stream_[i] = load_constant(params_.range_stream + range);
+      next_begin_[i] = begin;
+      next_end_[i] = end;
+      return;
+    }
+  }
+
+  // Moves position_ to the next block that any row sees; false: the item is done.
+  APAR_DEVICE bool find_block() {
+    for (;;) {
+      int candidate = kNone;
+#pragma unroll
+      for (int i = 0; i < kRowsPerLane; ++i) {
+        if (smaller(end_[i], limit_) > position_) candidate = smaller(candidate, larger(begin_[i], position_));
+      }
+      candidate = reduce_min(candidate);
+      if (walk_ >= 0 && candidate < limit_) {
+        position_ = candidate / kTokens * kTokens;
+        return true;
+      }
+      int walk = kNone;
+#pragma unroll
+      for (int i = 0; i < kRowsPerLane; ++i) walk = smaller(walk, next_walk_[i]);
+      walk = reduce_min(walk);
+      if (walk == kNone || walk > end_walk_) return false;
+      walk_ = walk;
+      int stream = -1;
+#pragma unroll
+      for (int i = 0; i < kRowsPerLane; ++i) {
+        begin_[i] = end_[i] = 0;
+        if (next_walk_[i] == walk) {
+          begin_[i] = next_begin_[i];
+          end_[i] = next_end_[i];
+          stream = next_stream_[i];
+          fetch_range(i);
+        }
+      }
+      stream_ = reduce_max(stream);
+      position_ = walk == begin_walk_ ? begin_segment_ * kSegmentEntries : 0;
+      limit_ = walk == end_walk_ ? end_segment_ * kSegmentEntries : kNone;
+    }
+  }
+
+  const TreeAttentionParams& params_;
+  const int stages_;
+  const int lane_;
+  int work_;
+  const int num_work_;
+  const int page_shift_;
+
+  // the item
+  bool in_item_ = false;
+  int num_started_ = 0, first_block_ = 0;
+  int head_ = 0, item_int_ = 0;
+  int begin_walk_ = 0, begin_segment_ = 0, end_walk_ = 0, end_segment_ = 0;
+  // the walk entry
+  int walk_ = -1, stream_ = 0, position_ = 0, limit_ = kNone;
+  int last_walk_ = -1, last_segment_ = 0;
+  // the lane's rows
+  int range_[kRowsPerLane], range_end_[kRowsPerLane];
+  int next_walk_[kRowsPerLane], next_stream_[kRowsPerLane], next_begin_[kRowsPerLane], next_end_[kRowsPerLane];
+  int begin_[kRowsPerLane], end_[kRowsPerLane];
+  // the block
+  int flags_ = 0, offset_ = 0, page_ = 0;
+  uint32_t visible_[2];
+  int seen_[kRowsPerLane];
+};
+
+}  // namespace apar::cuda

@@ -1,0 +1,268 @@
+// A machine that runs kernels on the host. Every CUDA thread is a fiber; a few blocks are resident at a time and take turns at
+// barriers and atomics, in an order drawn from a seed. Pointers that kernels hold are not host addresses (dereferencing one
+// crashes): each access comes through the functions below and is checked.
+//
+// Order of accesses is tracked with logical time. A block's clock ticks at every release (barrier, arrival, fence); an access at
+// time r by thread t is ordered before an access of thread u if a release of t later than r has reached u. What is not
+// ordered, touches the same bytes and includes a write is a race, whatever order the fibers happened to run in.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <random>
+#include <set>
+#include <source_location>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace apar::emulator {
+
+using Location = std::source_location;
+
+// Something a kernel did that the card would punish, or worse, would not.
+class Fault : public std::runtime_error {
+ public:
+  Fault(const std::string& what, const Location& where);
+};
+
+struct Tensor {
+  std::string name;
+  unsigned char* data;
+  int64_t bytes;
+  bool writable;
+  int64_t bytes_read = 0;
+  int64_t bytes_written = 0;
+  struct Mark {  // the last store to a byte, in this launch
+    int32_t block = -1;
+    int32_t thread = 0;
+    uint32_t time = 0;
+  };
+  std::vector<Mark> marks;
+};
+
+struct Counters {
+  int64_t matrix_instructions = 0;
+  int64_t block_barriers = 0;
+  // Rows of 16 bytes that matrix loads took from shared memory, by passes of eight, and the passes that bank conflicts cost.
+  int64_t matrix_load_passes = 0;
+  int64_t matrix_load_conflicts = 0;
+  int64_t copies = 0;
+  int64_t largest_shared_bytes = 0;
+};
+
+struct Settings {
+  int multiprocessors = 3;
+  int resident_blocks = 3;
+  uint64_t seed = 0;
+  // Call sites, "file.cuh:line", whose barrier or wait does nothing: planted faults.
+  std::set<std::string> dropped_sites;
+  // Added to every int32 that kernels load from this tensor: a planted fault.
+  std::string shifted_tensor;
+  int shift = 0;
+};
+
+struct Copy {
+  uint32_t shared;
+  const unsigned char* source;  // null: zeros
+  int bytes;
+  Location where;
+};
+
+struct Block;
+
+struct Thread {
+  enum class State { kReady, kWaiting, kPolling, kDone };
+  void* stack_pointer = nullptr;
+  int index = 0;
+  Block* block = nullptr;
+  State state = State::kReady;
+  Location where;
+  // The latest release of every thread of the block (and of its barriers' copies) that has reached this one.
+  std::vector<uint32_t> seen;
+  std::vector<Copy> open_group;
+  std::deque<std::vector<Copy>> groups;
+  struct Publication;
+  std::shared_ptr<Publication> fenced;                   // what an atomic of this thread publishes
+  std::vector<std::shared_ptr<Publication>> unacquired;  // what its atomics have seen and no fence has acquired
+};
+
+// Everything a thread knew about its block when it fenced, and what its block had acquired from others.
+struct Thread::Publication {
+  int block;
+  int thread;
+  uint32_t time;
+  uint32_t barrier_time;
+  std::vector<uint32_t> seen;
+};
+
+struct Warp {
+  const char* operation = nullptr;
+  Location where;
+  int arrived = 0;
+  void* arguments[32];
+};
+
+struct TransactionBarrier {
+  int expected = 0;
+  int pending = 0;
+  int phase = 0;
+  int64_t announced_bytes = 0;
+  std::vector<Copy> copies;
+  std::vector<uint32_t> arriving, completed;
+  int copier = 0;  // the index in `seen` that stands for this barrier's copies
+};
+
+struct Acquired {
+  std::shared_ptr<Thread::Publication> publication;
+  int thread;
+  uint32_t time;
+};
+
+struct Block {
+  int index = 0;
+  uint32_t clock = 1;
+  uint32_t barrier_time = 0;  // of the last barrier of the whole block
+  std::vector<unsigned char> shared;
+  struct Unit {  // two bytes of shared memory
+    int32_t writer = -1;
+    uint32_t time = 0;
+    uint16_t site = 0;
+    bool in_flight = false;
+  };
+  struct ReadMark {
+    uint32_t time = 0;
+    uint32_t lanes = 0;
+    uint16_t site = 0;
+  };
+  std::vector<Unit> units;
+  std::vector<ReadMark> reads;  // [units, warps]
+  std::vector<Thread> threads;
+  std::vector<Warp> warps;
+  int alive = 0;
+  int at_barrier = 0;
+  bool predicate = false, predicate_result = false;
+  Location barrier_where;
+  struct NamedBarrier {
+    int arrived = 0, expected = 0;
+    std::vector<int> threads;
+  };
+  NamedBarrier named[16];
+  std::map<uint32_t, TransactionBarrier> barriers;
+  std::vector<Acquired> acquired;
+};
+
+class Machine {
+ public:
+  Settings settings;
+  Counters counters;
+
+  // The address by which kernels know this memory.
+  uint64_t add_tensor(const std::string& name, void* data, int64_t bytes, bool writable);
+  void clear_tensors() { tensors_.clear(); }
+  Tensor& tensor(const std::string& name);
+  // Runs a grid; throws Fault.
+  void run(int blocks, int threads, int shared_bytes, const std::function<void()>& body);
+  // Barrier and wait call sites met since the last clear, "file:line".
+  std::set<std::string> sites;
+
+  // ---- what kernels call, for the running thread
+  Thread& self() { return *current_; }
+  Block& block() { return *current_->block; }
+  int grid_size() const { return grid_size_; }
+  void* shared_base() const;
+
+  void read_global(const void* address, void* value, int bytes, bool constant, bool from_other_block, const Location&);
+  void write_global(void* address, const void* value, int bytes, const Location&);
+  int atomic_add(int* address, int value, const Location&);
+  void fence(const Location&);
+  void read_shared(const void* address, void* value, int bytes, const Location&);
+  void write_shared(void* address, const void* value, int bytes, const Location&);
+
+  void block_barrier(const Location&);
+  bool block_barrier_any(bool predicate, const Location&);
+  void named_barrier(int id, int threads, const Location&);
+  void warp_barrier(const Location&);
+  // Waits for all lanes of the warp; the last to come runs `execute` over their arguments.
+  template <typename Execute>
+  void gather(const char* operation, void* argument, const Location& where, Execute&& execute);
+  // One row of 16 bytes read for a lane of the running warp.
+  void read_matrix_row(int lane, const void* address, void* value, const Location&);
+  void count_matrix_pass(void* const (&addresses)[8]);
+
+  void copy_async(void* shared, const void* global, int bytes, bool valid, const Location&);
+  void commit_copies();
+  void wait_copies(int pending, const Location&);
+
+  void initialize_barrier(uint64_t* barrier, int arrivals, const Location&);
+  void arrive(uint64_t* barrier, int64_t announced_bytes, const Location&);
+  void wait_arrivals(uint64_t* barrier, int phase, const Location&);
+  void copy_bulk(void* shared, const void* global, int bytes, uint64_t* barrier, const Location&);
+
+ private:
+  friend void fiber_main();
+  std::vector<Tensor> tensors_;
+  std::vector<std::shared_ptr<Block>> resident_;
+  std::vector<std::vector<unsigned char>> stacks_;
+  std::mt19937_64 random_;
+  Thread* current_ = nullptr;
+  void* scheduler_stack_ = nullptr;
+  int grid_size_ = 0, block_threads_ = 0, shared_bytes_ = 0;
+  const std::function<void()>* body_ = nullptr;
+  std::unique_ptr<Fault> fault_;
+  std::map<const void*, std::vector<std::shared_ptr<Thread::Publication>>> published_;
+  std::vector<Location> locations_;
+
+  std::shared_ptr<Block> start_block(int index, int stack_slot);
+  bool run_block_once(Block& block);
+  void pause(Thread::State state);
+  bool dropped(const Location& where);
+  std::pair<Tensor*, int64_t> find(const void* address, int bytes, const char* verb, const Location&);
+  uint32_t shared_offset(const void* address, int bytes, const char* verb, const Location&);
+  uint16_t site(const Location&);
+  bool ordered(Block& block, int earlier, uint32_t time, const Thread& later) const {
+    return earlier == later.index || time < block.barrier_time || later.seen[earlier] > time;
+  }
+  void check_global_order(const Tensor& tensor, int64_t offset, int bytes, const char* verb, const Location&);
+  void mark_read(Thread&, uint32_t offset, int bytes, const Location&);
+  void mark_write(Thread&, int writer, uint32_t offset, int bytes, const Location&);
+  void start_copy(Thread&, const Copy&);
+  void land(Block&, const Copy&, int writer);
+  void join(Block&, const std::vector<int>& threads);
+  void release_block_barrier(Block&);
+  TransactionBarrier& transaction_barrier(uint64_t* barrier, const Location&);
+  bool try_complete(Block&, TransactionBarrier&, const Location&);
+  [[noreturn]] void report_deadlock();
+};
+
+Machine& machine();
+std::string describe(const Location& where);
+
+template <typename Execute>
+void Machine::gather(const char* operation, void* argument, const Location& where, Execute&& execute) {
+  Thread& thread = self();
+  Warp& warp = block().warps[thread.index / 32];
+  thread.where = where;
+  if (warp.arrived == 0) {
+    warp.operation = operation;
+    warp.where = where;
+  } else if (std::string(operation) != warp.operation || where.line() != warp.where.line()) {
+    throw Fault(std::string("lanes of one warp meet in ") + operation + " and in " + warp.operation + " (" + describe(warp.where) + ")",
+                where);
+  }
+  warp.arguments[thread.index % 32] = argument;
+  if (++warp.arrived < 32) {
+    pause(Thread::State::kWaiting);
+    return;
+  }
+  warp.arrived = 0;
+  execute(warp.arguments);
+  for (int lane = 0; lane < 32; ++lane) {
+    block().threads[thread.index / 32 * 32 + lane].state = Thread::State::kReady;
+  }
+}
+
+}  // namespace apar::emulator
