@@ -24,7 +24,7 @@ else
   ENVIRONMENT :=
 endif
 CLANG_FORMAT = $(dir $(RUN))clang-format
-CPP_FILES = $(shell find csrc tests/cpp -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+CPP_FILES = $(shell find csrc tests/cpp tests/emulator -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: demo test build wheel asan lint format clean
 

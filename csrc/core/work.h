@@ -7,12 +7,13 @@
 // machine has blocks to spare and `max_partials` allows: the first item of a tile leaves one partial result, the others
 // one for each of their segments.
 //
-// The work list is one int32 buffer: header | items. Its size depends on sizes known before the plan is made.
+// The work list is one int32 buffer, aligned to 16 bytes, whose size depends on sizes known before the plan is made:
+//   header | row_ranges [N] | row_begin [R + 1] | items
+// Row r's ranges that are not empty, in its own order, are row_ranges[row_begin[r]] to row_ranges[row_begin[r + 1]].
 #pragma once
 
 #include <cstdint>
 
-#include "core/macros.h"
 #include "core/plan.h"
 
 namespace apar {
@@ -26,6 +27,14 @@ struct WorkHeader {
   int32_t num_merges;  // tiles x row runs whose walk is cut
   int32_t num_partials;
   int32_t packed_rows;
+  int32_t reserved[4];
+};
+
+struct alignas(16) RowRange {
+  int32_t walk;  // the walk entry
+  int32_t stream;
+  int32_t begin;
+  int32_t end;
 };
 
 struct WorkItem {
@@ -43,10 +52,10 @@ struct WorkItem {
   int32_t reserved;
 };
 constexpr int kWorkItemInts = sizeof(WorkItem) / sizeof(int32_t);
-static_assert(kWorkItemInts == 12 && sizeof(WorkHeader) == 4 * sizeof(int32_t));
+static_assert(kWorkItemInts == 12 && sizeof(WorkHeader) % sizeof(RowRange) == 0);
 
 // Packed rows of an item, from what is known without the plan: the fewest that hold all rows at once, up to 64.
-APAR_HOST_DEVICE inline int32_t packed_rows_of_items(int64_t num_rows, int64_t group_size) {
+inline int32_t packed_rows_of_items(int64_t num_rows, int64_t group_size) {
   const int64_t packed = num_rows * group_size;
   return packed <= 16 ? 16 : packed <= 32 ? 32 : 64;
 }
@@ -57,12 +66,21 @@ struct WorkInput {
   int32_t max_partials = 0;
 };
 
-APAR_HOST_DEVICE inline int64_t max_work_items(int64_t num_rows, int64_t group_size, const WorkInput& input) {
+inline int64_t max_work_items(int64_t num_rows, int64_t group_size, const WorkInput& input) {
   return num_rows * ((group_size + input.packed_rows - 1) / input.packed_rows) + input.max_partials;
 }
-APAR_HOST_DEVICE inline int64_t work_size(int64_t num_rows, int64_t group_size, const WorkInput& input) {
-  return static_cast<int64_t>(sizeof(WorkHeader) / sizeof(int32_t)) +
-         kWorkItemInts * max_work_items(num_rows, group_size, input);
+
+// Offsets of the sections, in int32.
+struct WorkLayout {
+  int64_t row_ranges, row_begin, items, size;
+};
+inline WorkLayout work_layout(int64_t num_rows, int64_t num_ranges, int64_t group_size, const WorkInput& input) {
+  WorkLayout layout{};
+  layout.row_ranges = sizeof(WorkHeader) / sizeof(int32_t);
+  layout.row_begin = layout.row_ranges + num_ranges * static_cast<int64_t>(sizeof(RowRange) / sizeof(int32_t));
+  layout.items = layout.row_begin + num_rows + 1;
+  layout.size = layout.items + kWorkItemInts * max_work_items(num_rows, group_size, input);
+  return layout;
 }
 
 namespace work_detail {
@@ -98,14 +116,37 @@ void for_each_segment(const PlanView& plan, int32_t tile, Take&& take) {
   }
 }
 
+// The readers of the walk, in the order of the walk, dealt out to their rows: each row's own order again.
+inline void write_row_ranges(const PlanView& plan, RowRange* row_ranges, int32_t* row_begin) {
+  const PlanHeader& header = *plan.header;
+  for (int32_t row = 0; row <= header.num_rows; ++row) row_begin[row] = 0;
+  for (int32_t i = 0; i < header.num_readers; ++i) ++row_begin[plan.readers[i].row];
+  int32_t total = 0;
+  for (int32_t row = 0; row <= header.num_rows; ++row) {
+    total += row_begin[row];
+    row_begin[row] = total - row_begin[row];
+  }
+  // The offsets serve as cursors and are moved back afterwards.
+  for (int32_t walk = 0; walk < header.num_walk; ++walk) {
+    for (int32_t i = plan.walk_reader[walk]; i < plan.walk_reader[walk + 1]; ++i) {
+      const PlanReader& reader = plan.readers[i];
+      row_ranges[row_begin[reader.row]++] = {walk, plan.walk_stream[walk], reader.begin, reader.end};
+    }
+  }
+  for (int32_t row = header.num_rows; row > 0; --row) row_begin[row] = row_begin[row - 1];
+  row_begin[0] = 0;
+}
+
 }  // namespace work_detail
 
 // Writes the work list of a plan. Cost O(rows + ranges + segments).
 inline void write_work(const int32_t* schedule, const WorkInput& input, int32_t* work) {
   const PlanView plan(schedule);
   const int32_t group = plan.header->group_size, packed_rows = input.packed_rows;
-  WorkHeader header{0, 0, 0, packed_rows};
-  WorkItem* items = reinterpret_cast<WorkItem*>(work + sizeof(WorkHeader) / sizeof(int32_t));
+  const WorkLayout layout = work_layout(plan.header->num_rows, plan.header->num_ranges, group, input);
+  WorkHeader header{.num_items = 0, .num_merges = 0, .num_partials = 0, .packed_rows = packed_rows, .reserved = {}};
+  work_detail::write_row_ranges(plan, reinterpret_cast<RowRange*>(work + layout.row_ranges), work + layout.row_begin);
+  WorkItem* items = reinterpret_cast<WorkItem*>(work + layout.items);
   const auto add = [&](WorkItem& item) {
     item.index = header.num_items;
     items[header.num_items++] = item;

@@ -12,7 +12,7 @@
 //   B (16 rows x 8 columns)    b[0]: rows 2 pair, +1, column group            b[1]: rows 2 pair + 8, +9, column group
 //   C (16 rows x 8 columns)    c[0], c[1]: row group, columns 2 pair, +1      c[2], c[3]: row group + 8, same columns
 //
-// load_matrices_x4 (ldmatrix) reads four 8 x 8 matrices of 16-bit numbers; lane i brings the address of row i % 8 of matrix
+// load_matrices_x4 (ldmatrix) reads four 8 x 8 matrices of 16-bit numbers; lane i brings the shared_address of row i % 8 of matrix
 // i / 8 (16 bytes, aligned). Register m of a lane then holds row lane / 4, columns 2 (lane % 4), +1 of matrix m; transposed:
 // rows 2 (lane % 4), +1 of column lane / 4.
 #pragma once
@@ -113,6 +113,9 @@ APAR_DEVICE T* shared_memory() {
   return reinterpret_cast<T*>(apar_shared_memory);
 }
 
+// The 32 bits by which matrix loads and asynchronous copies know a place in shared memory.
+APAR_DEVICE uint32_t shared_address(const void* pointer) { return static_cast<uint32_t>(__cvta_generic_to_shared(pointer)); }
+
 template <typename T>
 APAR_DEVICE T load_shared(const T* pointer) {
   return *pointer;
@@ -128,7 +131,12 @@ APAR_DEVICE T load_global(const T* pointer) {
 // For memory that no thread of the launch writes.
 template <typename T>
 APAR_DEVICE T load_constant(const T* pointer) {
-  return __ldg(pointer);
+  if constexpr (sizeof(T) == 16) {
+    const int4 value = __ldg(reinterpret_cast<const int4*>(pointer));
+    return reinterpret_cast<const T&>(value);
+  } else {
+    return __ldg(pointer);
+  }
 }
 // Constant, and read once: does not stay in the caches.
 template <int bytes>
@@ -142,7 +150,13 @@ APAR_DEVICE Vector<bytes> load_once(const Vector<bytes>* pointer) {
 }
 template <typename T>
 APAR_DEVICE void store_global(T* pointer, T value) {
-  *pointer = value;
+  if constexpr (sizeof(T) == 16) {
+    *reinterpret_cast<int4*>(pointer) = reinterpret_cast<const int4&>(value);
+  } else if constexpr (sizeof(T) == 8) {
+    *reinterpret_cast<int2*>(pointer) = reinterpret_cast<const int2&>(value);
+  } else {
+    *pointer = value;
+  }
 }
 // What another block wrote in this launch: past the first-level cache.
 template <typename T>
@@ -159,8 +173,6 @@ APAR_DEVICE void fence_device() { __threadfence(); }
 
 // ---- asynchronous copies, 16 bytes each (sm_80). Groups complete in the order in which they were committed.
 
-APAR_DEVICE uint32_t shared_address(const void* pointer) { return static_cast<uint32_t>(__cvta_generic_to_shared(pointer)); }
-
 // A descriptor for copy_async_16; make it once.
 APAR_DEVICE uint64_t make_cache_policy(CacheHint hint) {
   uint64_t policy = 0;
@@ -174,10 +186,9 @@ APAR_DEVICE uint64_t make_cache_policy(CacheHint hint) {
   return policy;
 }
 // Zeros are written, and nothing is read, where `valid` is false.
-APAR_DEVICE void copy_async_16(void* shared, const void* global, bool valid, uint64_t policy) {
+APAR_DEVICE void copy_async_16(uint32_t shared, const void* global, bool valid, uint64_t policy) {
   const int bytes = valid ? 16 : 0;
-  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(shared_address(shared)), "l"(global),
-               "r"(bytes), "l"(policy)
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(shared), "l"(global), "r"(bytes), "l"(policy)
                : "memory");
 }
 APAR_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
@@ -229,16 +240,16 @@ APAR_DEVICE void fence_async_proxy() { asm volatile("fence.proxy.async.shared::c
 
 // ---- matrix instructions
 
-APAR_DEVICE void load_matrices_x4(uint32_t (&registers)[4], const void* row) {
+APAR_DEVICE void load_matrices_x4(uint32_t (&registers)[4], uint32_t row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
-               : "r"(shared_address(row))
+               : "r"(row)
                : "memory");
 }
-APAR_DEVICE void load_matrices_x4_transposed(uint32_t (&registers)[4], const void* row) {
+APAR_DEVICE void load_matrices_x4_transposed(uint32_t (&registers)[4], uint32_t row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
-               : "r"(shared_address(row))
+               : "r"(row)
                : "memory");
 }
 

@@ -121,6 +121,10 @@ template <typename T = unsigned char>
 T* shared_memory() {
   return static_cast<T*>(machine().shared_base());
 }
+inline uint32_t shared_address(const void* pointer) {
+  return static_cast<uint32_t>(static_cast<const char*>(pointer) - static_cast<const char*>(machine().shared_base()));
+}
+inline void* shared_pointer(uint32_t address) { return static_cast<char*>(machine().shared_base()) + address; }
 template <typename T>
 T load_shared(const T* pointer, const Location& where = Location::current()) {
   T value;
@@ -168,8 +172,8 @@ inline void fence_device(const Location& where = Location::current()) { machine(
 // ---- asynchronous copies
 
 inline uint64_t make_cache_policy(CacheHint hint) { return static_cast<uint64_t>(hint); }
-inline void copy_async_16(void* shared, const void* global, bool valid, uint64_t, const Location& where = Location::current()) {
-  machine().copy_async(shared, global, 16, valid, where);
+inline void copy_async_16(uint32_t shared, const void* global, bool valid, uint64_t, const Location& where = Location::current()) {
+  machine().copy_async(shared_pointer(shared), global, 16, valid, where);
 }
 inline void commit_copies() { machine().commit_copies(); }
 template <int pending>
@@ -267,11 +271,11 @@ inline float multiply_add(float a, float b, float c) { return std::fma(a, b, c);
 
 // ---- matrix instructions, with the fragments described in device.cuh
 
-inline void load_matrices(uint32_t (&registers)[4], const void* row, bool transposed, const Location& where) {
+inline void load_matrices(uint32_t (&registers)[4], uint32_t row, bool transposed, const Location& where) {
   struct Slot {
     const void* row;
     uint32_t* registers;
-  } slot{row, registers};
+  } slot{shared_pointer(row), registers};
   machine().gather(transposed ? "load_matrices_x4_transposed" : "load_matrices_x4", &slot, where, [&](void** slots) {
     for (int matrix = 0; matrix < 4; ++matrix) {
       uint16_t values[8][8];
@@ -291,10 +295,10 @@ inline void load_matrices(uint32_t (&registers)[4], const void* row, bool transp
     }
   });
 }
-inline void load_matrices_x4(uint32_t (&registers)[4], const void* row, const Location& where = Location::current()) {
+inline void load_matrices_x4(uint32_t (&registers)[4], uint32_t row, const Location& where = Location::current()) {
   load_matrices(registers, row, false, where);
 }
-inline void load_matrices_x4_transposed(uint32_t (&registers)[4], const void* row, const Location& where = Location::current()) {
+inline void load_matrices_x4_transposed(uint32_t (&registers)[4], uint32_t row, const Location& where = Location::current()) {
   load_matrices(registers, row, true, where);
 }
 
@@ -348,7 +352,9 @@ class DeviceScope {
  public:
   explicit DeviceScope(int) {}
 };
-inline DeviceLimits device_limits() { return {90, machine().settings.multiprocessors, 227 * 1024}; }
+inline DeviceLimits device_limits() {
+  return {90, machine().settings.multiprocessors, machine().settings.shared_bytes};
+}
 template <typename Params>
 int resident_blocks(void (*)(Params), int, int) {
   return 1;

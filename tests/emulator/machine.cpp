@@ -172,7 +172,7 @@ bool Machine::run_block_once(Block& block) {
 }
 
 void Machine::run(int blocks, int threads, int shared_bytes, const std::function<void()>& body) {
-  if (blocks <= 0 || threads <= 0 || threads % 32 != 0 || threads > 1024 || shared_bytes > 227 * 1024) {
+  if (blocks <= 0 || threads <= 0 || threads % 32 != 0 || threads > 1024 || shared_bytes > settings.shared_bytes) {
     throw std::invalid_argument("a launch of " + std::to_string(blocks) + " blocks of " + std::to_string(threads) + " threads with " +
                                 std::to_string(shared_bytes) + " bytes of shared memory is not possible");
   }
@@ -415,8 +415,13 @@ uint32_t Machine::shared_offset(const void* address, int bytes, const char* verb
 }
 
 uint16_t Machine::site(const Location& where) {
+  const auto same = [&](size_t i) {
+    return locations_[i].line() == where.line() && locations_[i].file_name() == where.file_name();
+  };
+  if (last_site_ < locations_.size() && same(last_site_)) return static_cast<uint16_t>(last_site_);
   for (size_t i = 0; i < locations_.size(); ++i) {
-    if (locations_[i].line() == where.line() && locations_[i].file_name() == where.file_name()) {
+    if (same(i)) {
+      last_site_ = i;
       return static_cast<uint16_t>(i);
     }
   }
@@ -590,7 +595,12 @@ void Machine::named_barrier(int id, int threads, const Location& where) {
     pause(Thread::State::kWaiting);
     return;
   }
-  join(mine, barrier.threads);
+  if (threads == block_threads_) {
+    mine.barrier_time = ++mine.clock;
+    ++counters.block_barriers;
+  } else {
+    join(mine, barrier.threads);
+  }
   for (int t : barrier.threads) {
     mine.threads[t].state = Thread::State::kReady;
   }

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <deque>
 #include <functional>
 #include <map>
@@ -57,6 +58,7 @@ struct Counters {
 struct Settings {
   int multiprocessors = 3;
   int resident_blocks = 3;
+  int shared_bytes = 227 * 1024;
   uint64_t seed = 0;
   // Call sites, "file.cuh:line", whose barrier or wait does nothing: planted faults.
   std::set<std::string> dropped_sites;
@@ -215,6 +217,7 @@ class Machine {
   std::unique_ptr<Fault> fault_;
   std::map<const void*, std::vector<std::shared_ptr<Thread::Publication>>> published_;
   std::vector<Location> locations_;
+  size_t last_site_ = 0;
 
   std::shared_ptr<Block> start_block(int index, int stack_slot);
   bool run_block_once(Block& block);
@@ -249,7 +252,7 @@ void Machine::gather(const char* operation, void* argument, const Location& wher
   if (warp.arrived == 0) {
     warp.operation = operation;
     warp.where = where;
-  } else if (std::string(operation) != warp.operation || where.line() != warp.where.line()) {
+  } else if (where.line() != warp.where.line() || (operation != warp.operation && std::strcmp(operation, warp.operation) != 0)) {
     throw Fault(std::string("lanes of one warp meet in ") + operation + " and in " + warp.operation + " (" + describe(warp.where) + ")",
                 where);
   }

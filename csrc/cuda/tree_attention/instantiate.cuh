@@ -28,14 +28,13 @@ void launch_rows(TreeAttentionArguments arguments, int64_t max_items, void* stre
 
 template <typename T, int kHeadDim>
 void launch_tree_attention(const TreeAttentionArguments& arguments, int packed_rows, int64_t max_items, void* stream) {
-  switch (packed_rows) {
-    case 16:
-      return launch_rows<TreeAttentionTraits<T, kHeadDim, 16>>(arguments, max_items, stream);
-    case 32:
-      return launch_rows<TreeAttentionTraits<T, kHeadDim, 32>>(arguments, max_items, stream);
-    default:
-      return launch_rows<TreeAttentionTraits<T, kHeadDim, 64>>(arguments, max_items, stream);
+  if (packed_rows == 16) return launch_rows<TreeAttentionTraits<T, kHeadDim, 16>>(arguments, max_items, stream);
+  if (packed_rows == 32) return launch_rows<TreeAttentionTraits<T, kHeadDim, 32>>(arguments, max_items, stream);
+  if constexpr (most_packed_rows(kHeadDim) >= 64) {
+    if (packed_rows == 64) return launch_rows<TreeAttentionTraits<T, kHeadDim, 64>>(arguments, max_items, stream);
   }
+  throw std::invalid_argument("tree_attention: packed_rows is " + std::to_string(packed_rows) +
+                              ", expected 16 or 32 or, up to head_dim 128, 64");
 }
 
 }  // namespace apar::cuda

@@ -73,9 +73,9 @@ class TreeAttention {
       scheduler.prepare(n);
       scheduler.publish(&shared_->blocks[ahead.index]);
     }
-    synchronize_block();
+    synchronize_step();
     for (;; ++n, ahead.next(), now.next()) {
-      synchronize_block();
+      synchronize_step();
       if ((load_shared(&shared_->blocks[now.index].flags) & kEndOfWork) != 0) break;
       scheduler.prepare(n);
       scheduler.publish(&shared_->blocks[ahead.index]);
@@ -85,7 +85,7 @@ class TreeAttention {
   // All other warps.
   APAR_DEVICE void compute() {
     Ring block_ahead(stages_ + 1), block_now(stages_ + 1), stage_ahead(stages_), stage_now(stages_);
-    synchronize_block();
+    synchronize_step();
     for (int n = 0; n < stages_ - 1; ++n, block_ahead.next(), stage_ahead.next()) {
       start_copies(&shared_->blocks[block_ahead.index], stage_ahead.index);
     }
@@ -94,7 +94,7 @@ class TreeAttention {
     for (;; block_ahead.next(), stage_ahead.next(), block_now.next(), stage_now.next()) {
       // This step's copies have landed and everybody is done with the last step: its stage and its block may be reused.
       wait_for_stage();
-      synchronize_block();
+      synchronize_step();
       start_copies(&shared_->blocks[block_ahead.index], stage_ahead.index);
 
       const Block<Traits::kRows>* block = &shared_->blocks[block_now.index];
@@ -110,10 +110,12 @@ class TreeAttention {
         add_block(block, stage_now.index);
       }
     }
-    wait_copies<0>();
   }
 
  private:
+  // Warps come to it from two places of the program, so it is not the block's own barrier.
+  APAR_DEVICE void synchronize_step() { synchronize_threads(kStepBarrier, Traits::kThreads); }
+
   // ---- copies
 
   // One group of copies per step, empty or not, so that waiting can count groups.
@@ -137,10 +139,8 @@ class TreeAttention {
     }
   }
 
-  APAR_DEVICE T* keys_of(int stage) const {
-    return reinterpret_cast<T*>(shared_ + 1) + stage * 2 * Traits::kStageElements;
-  }
-  APAR_DEVICE T* values_of(int stage) const { return keys_of(stage) + Traits::kStageElements; }
+  APAR_DEVICE uint32_t keys_of(int stage) const { return shared_address(shared_ + 1) + stage * Traits::kStageBytes; }
+  APAR_DEVICE uint32_t values_of(int stage) const { return keys_of(stage) + Traits::kHalfStageBytes; }
 
   APAR_DEVICE void copy_entries(const Block<Traits::kRows>* block, int stage) {
     constexpr int kParts = Traits::kHeadDim / 8;
@@ -150,9 +150,8 @@ class TreeAttention {
     const int page_size = params_.page_size;
     const T* keys = static_cast<const T*>(params_.k_cache);
     const T* values = static_cast<const T*>(params_.v_cache);
-    T* shared_keys = keys_of(stage);
-    T* shared_values = values_of(stage);
-#pragma unroll 2
+    const uint32_t stage_keys = keys_of(stage);
+#pragma unroll 1
     for (int i = thread_index(); i < kTokens * kParts; i += Traits::kComputeThreads) {
       const int token = i / kParts, part = i % kParts;
       const bool valid = ((token < 32 ? low >> token : high >> (token - 32)) & 1) != 0;
@@ -161,8 +160,9 @@ class TreeAttention {
       const int entry = page_size < kTokens ? token % page_size : offset + token;
       const int64_t source =
           ((static_cast<int64_t>(page) * params_.num_kv_heads + head) * page_size + entry) * Traits::kHeadDim + part * 8;
-      copy_async_16(shared_keys + Traits::offset_of(token, part), keys + (valid ? source : 0), valid, policy);
-      copy_async_16(shared_values + Traits::offset_of(token, part), values + (valid ? source : 0), valid, policy);
+      const uint32_t target = stage_keys + Traits::offset_of(token, part);
+      copy_async_16(target, keys + (valid ? source : 0), valid, policy);
+      copy_async_16(target + Traits::kHalfStageBytes, values + (valid ? source : 0), valid, policy);
     }
   }
 
@@ -172,14 +172,15 @@ class TreeAttention {
     const int head = load_shared(&block->head);
     const int first_packed = load_shared(&block->item.first_packed), num_packed = load_shared(&block->item.num_packed);
     const T* queries = static_cast<const T*>(params_.q);
-    T* shared_queries = shared_->q[load_shared(&block->q_slot)];
+    const uint32_t target = shared_address(shared_->q[load_shared(&block->q_slot)]);
+#pragma unroll 1
     for (int i = thread_index(); i < Traits::kRows * kParts; i += Traits::kComputeThreads) {
       const int packed = i / kParts, part = i % kParts;
       const bool valid = packed < num_packed;
       const int row = (first_packed + packed) / params_.group_size;
       const int query_head = head * params_.group_size + (first_packed + packed) % params_.group_size;
       const int64_t source = row * params_.q_row_stride + query_head * params_.q_head_stride + part * 8;
-      copy_async_16(shared_queries + Traits::offset_of(packed, part), queries + (valid ? source : 0), valid, policy);
+      copy_async_16(target + Traits::offset_of(packed, part), queries + (valid ? source : 0), valid, policy);
     }
   }
 
@@ -262,17 +263,17 @@ class TreeAttention {
 #pragma unroll
       for (int i = 0; i < 4; ++i) scores[tile][i] = 0.0f;
     }
-    const T* queries = shared_->q[q_slot_];
-    const T* keys = keys_of(stage);
-#pragma unroll
+    // Lane by lane the row, and of its parts the first or the second.
+    const uint32_t queries = shared_address(shared_->q[q_slot_]) + Traits::offset_of(strip_ * 16 + lane_ % 16, lane_ / 16);
+    const uint32_t keys = keys_of(stage) + Traits::offset_of(first_token + lane_ / 16 * 8 + lane_ % 8, lane_ / 8 % 2);
+#pragma unroll 2
     for (int column = 0; column < Traits::kHeadDim; column += 16) {
       uint32_t a[4];
-      load_matrices_x4(a, queries + Traits::offset_of(strip_ * 16 + lane_ % 16, column / 8 + lane_ / 16));
+      load_matrices_x4(a, Traits::step_to(queries, column / 8));
 #pragma unroll
       for (int tile = 0; tile < Traits::kScoreTiles; tile += 2) {
         uint32_t b[4];
-        const int token = first_token + tile * 8 + lane_ / 16 * 8 + lane_ % 8;
-        load_matrices_x4(b, keys + Traits::offset_of(token, column / 8 + lane_ / 8 % 2));
+        load_matrices_x4(b, Traits::step_to(keys, column / 8) + tile * 8 * Traits::kStrideBytes);
         multiply_accumulate<T>(scores[tile], a, b[0], b[1]);
         multiply_accumulate<T>(scores[tile + 1], a, b[2], b[3]);
       }
@@ -303,20 +304,20 @@ class TreeAttention {
   // Strip x the warp's share of the columns; 16 tokens that nobody sees are left out.
   APAR_DEVICE void add_values(int stage, uint32_t low, uint32_t high) {
     const uint32_t one = pack<T>(1.0f, 1.0f);
-    const T* weights = &shared_->weights[strip_][lane_ % 16][lane_ / 16 * 8];
-    const T* values = values_of(stage);
-#pragma unroll
+    const uint32_t weights = shared_address(&shared_->weights[strip_][lane_ % 16][lane_ / 16 * 8]);
+    const uint32_t values = values_of(stage) + Traits::offset_of(lane_ % 16, warp_in_strip_ * 2 + lane_ / 16);
+    // Unrolled further, sm_80 spills.
+#pragma unroll 2
     for (int token = 0; token < kTokens; token += 16) {
       if (((token < 32 ? low : high) >> (token % 32) & 0xffff) == 0) continue;
       uint32_t a[4];
-      load_matrices_x4(a, weights + token);
+      load_matrices_x4(a, weights + token * sizeof(T));
       multiply_accumulate<T>(segment_sum_, a, one, one);
 #pragma unroll
       for (int unit = 0; unit < Traits::kUnitsPerWarp; ++unit) {
         if (!has_unit(unit)) continue;
         uint32_t b[4];
-        const int part = (unit * Traits::kWarpsPerStrip + warp_in_strip_) * 2 + lane_ / 16;
-        load_matrices_x4_transposed(b, values + Traits::offset_of(token + lane_ % 16, part));
+        load_matrices_x4_transposed(b, Traits::step_to(values, unit * Traits::kWarpsPerStrip * 2) + token * Traits::kStrideBytes);
         multiply_accumulate<T>(segment_[unit][0], a, b[0], b[1]);
         multiply_accumulate<T>(segment_[unit][1], a, b[2], b[3]);
       }
@@ -363,25 +364,21 @@ class TreeAttention {
     q_slot_ = load_shared(&block->q_slot);
     head_ = load_shared(&block->head);
     const WorkItem* item = &block->item;
-    first_packed_ = load_shared(&item->first_packed);
-    num_packed_ = load_shared(&item->num_packed);
-    merge_ = load_shared(&item->merge);
-    merge_begin_ = load_shared(&item->merge_begin);
-    merge_end_ = load_shared(&item->merge_end);
-    partial_ = load_shared(&item->partial);
     index_ = load_shared(&item->index);
-    const int first_row = first_packed_ / params_.group_size;
+    leaves_segments_ = load_shared(&item->merge) >= 0 && index_ != load_shared(&item->merge_begin);
+    const int first_packed = load_shared(&item->first_packed), num_packed = load_shared(&item->num_packed);
+    const int first_row = first_packed / params_.group_size;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int packed = packed_of(half);
-      row_[half] = packed < num_packed_ ? (first_packed_ + packed) / params_.group_size - first_row : -1;
+      row_[half] = packed < num_packed ? (first_packed + packed) / params_.group_size - first_row : -1;
     }
     partials_written_ = 0;
   }
 
-  // Folds the segment into the item's total. Items whose total goes on from another item's leave the segment to the merge.
+  // Folds the segment into the item's total, or leaves it to the merge.
   APAR_DEVICE void finish_segment() {
-    if (first_packed_ >= 0 && merge_ >= 0 && index_ != merge_begin_) {
+    if (leaves_segments_) {
       const SoftmaxState states[2] = {{segment_maximum_[0], segment_sum_[0]}, {segment_maximum_[1], segment_sum_[2]}};
       if (segment_used_) write_partial(states, segment_);
     } else {
@@ -404,21 +401,23 @@ class TreeAttention {
   }
 
   APAR_DEVICE void finish_item() {
-    if (first_packed_ < 0) return;  // before the first
-    if (merge_ < 0) {
-      write_output();
+    if (index_ < 0) return;  // before the first
+    const WorkItem* item = params_.items + index_;
+    const int merge = load_constant(&item->merge);
+    if (merge < 0) {
+      write_output(load_constant(&item->first_packed));
     } else {
-      if (index_ == merge_begin_) write_partial(total_state_, total_);
-      arrive_and_merge();
+      if (!leaves_segments_) write_partial(total_state_, total_);
+      arrive_and_merge(item, merge);
     }
     start_total();
   }
 
-  APAR_DEVICE void write_output() {
+  APAR_DEVICE void write_output(int first_packed) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       if (row_[half] < 0) continue;
-      const OutputPlace place = output_place(params_, first_packed_ + packed_of(half), head_);
+      const OutputPlace place = output_place(params_, first_packed + packed_of(half), head_);
       SoftmaxState state = total_state_[half];
       const float before = params_.sinks != nullptr ? fold_sink(state, load_constant(params_.sinks + place.query_head)) : 1.0f;
       const float factor = before * output_factor(state);
@@ -443,7 +442,8 @@ class TreeAttention {
   // ---- partial results
 
   APAR_DEVICE void write_partial(const SoftmaxState (&states)[2], const float (&outputs)[Traits::kUnitsPerWarp][2][4]) {
-    const PartialResult<Traits> partial(params_, partial_ + partials_written_++, head_);
+    const int first = load_constant(&params_.items[index_].partial);
+    const PartialResult<Traits> partial(params_, first + partials_written_++, head_);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int packed = packed_of(half);
@@ -465,8 +465,8 @@ class TreeAttention {
   }
 
   // The last block of threads to arrive folds all partial results of the rows, in the order of the walk.
-  APAR_DEVICE void arrive_and_merge() {
-    int32_t* arrivals = params_.arrivals + static_cast<int64_t>(merge_) * params_.num_kv_heads + head_;
+  APAR_DEVICE void arrive_and_merge(const WorkItem* item, int merge) {
+    int32_t* arrivals = params_.arrivals + static_cast<int64_t>(merge) * params_.num_kv_heads + head_;
     if (thread_index() == 0) {
       store_global(params_.segments_used + static_cast<int64_t>(index_) * params_.num_kv_heads + head_, partials_written_);
     }
@@ -478,20 +478,23 @@ class TreeAttention {
       store_shared(&shared_->arrived, arrived);
     }
     synchronize_threads(kComputeBarrier, Traits::kComputeThreads);
-    if (load_shared(&shared_->arrived) != merge_end_ - merge_begin_ - 1) return;
+    const int begin = load_constant(&item->merge_begin), end = load_constant(&item->merge_end);
+    if (load_shared(&shared_->arrived) != end - begin - 1) return;
     if (thread_index() == 0) store_global(arrivals, 0);  // for the next launch
-    for (int packed = warp_index(); packed < num_packed_; packed += Traits::kWarps) merge_row(packed);
+    const int first_packed = load_constant(&item->first_packed), num_packed = load_constant(&item->num_packed);
+#pragma unroll 1
+    for (int packed = warp_index(); packed < num_packed; packed += Traits::kWarps) {
+      merge_row(begin, end, packed, first_packed + packed);
+    }
   }
 
   // One warp, each lane every 32nd column.
-  APAR_DEVICE void merge_row(int packed) {
+  APAR_DEVICE void merge_row(int begin, int end, int packed, int global_packed) {
     constexpr int kColumns = (Traits::kHeadDim + kWarpSize - 1) / kWarpSize;
     SoftmaxState state = empty_state();
     float outputs[kColumns] = {};
-    const WorkItem* items =
-        reinterpret_cast<const WorkItem*>(params_.work + sizeof(WorkHeader) / sizeof(int32_t));
-    for (int index = merge_begin_; index < merge_end_; ++index) {
-      const int first = load_constant(&items[index].partial);
+    for (int index = begin; index < end; ++index) {
+      const int first = load_constant(&params_.items[index].partial);
       const int used =
           load_from_other_block(params_.segments_used + static_cast<int64_t>(index) * params_.num_kv_heads + head_);
       for (int i = 0; i < used; ++i) {
@@ -507,7 +510,7 @@ class TreeAttention {
         }
       }
     }
-    const OutputPlace place = output_place(params_, first_packed_ + packed, head_);
+    const OutputPlace place = output_place(params_, global_packed, head_);
     const float before = params_.sinks != nullptr ? fold_sink(state, load_constant(params_.sinks + place.query_head)) : 1.0f;
     const float factor = before * output_factor(state);
 #pragma unroll
@@ -520,7 +523,7 @@ class TreeAttention {
     if (params_.lse != nullptr && lane_ == 0) store_global(params_.lse + place.index, natural_lse(state));
   }
 
-  static constexpr int kComputeBarrier = 8;  // 1 to 4 are the strips'
+  static constexpr int kComputeBarrier = 8, kStepBarrier = 9;  // 1 to 4 are the strips'
   struct alignas(8) Pair {
     float low, high;
   };
@@ -532,8 +535,8 @@ class TreeAttention {
   const int lane_, strip_, warp_in_strip_;
 
   // the item
-  int first_packed_ = -1, num_packed_ = 0, head_ = 0, q_slot_ = 0;
-  int merge_ = -1, merge_begin_ = 0, merge_end_ = 0, partial_ = 0, index_ = 0, partials_written_ = 0;
+  int index_ = -1, head_ = 0, q_slot_ = 0, partials_written_ = 0;
+  bool leaves_segments_ = false;  // to the merge, since its total goes on from another item's
   int row_[2] = {-1, -1};  // of this thread's packed rows lane / 4 and lane / 4 + 8 of the strip; -1: none
   bool segment_used_ = false;
   // Outputs in the layout of the matrix instruction: units of 16 columns, two tiles of 8 each. Sums stand in all columns.

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "core/work.h"
+
 namespace apar::cuda {
 
 enum class Element { kFloat32, kFloat16, kBFloat16 };
@@ -15,13 +17,11 @@ struct TreeAttentionParams {
   float* lse;          // [R, Hq] or null
   const float* sinks;  // [Hq] or null
 
-  const int32_t* page_table;    // [S, max_pages]
-  const int32_t* row_indptr;    // [R + 1]
-  const int32_t* range_stream;  // [N]
-  const int32_t* range_begin;   // [N]
-  const int32_t* range_end;     // [N]
-  const int32_t* range_walk;    // [N], the walk entry of each range that is not empty (core/plan.h)
-  const int32_t* work;          // core/work.h
+  const int32_t* page_table;  // [S, max_pages]
+  const WorkHeader* work;     // the work list (core/work.h) and its sections
+  const RowRange* row_ranges;
+  const int32_t* row_begin;
+  const WorkItem* items;
 
   float* partials;         // [max_partials, Hkv, packed_rows * (D + 2)]: outputs, then maxima, then sums
   int32_t* segments_used;  // [max items, Hkv]

@@ -37,15 +37,15 @@ class PlainAttention {
       store_shared(query_ + column, load_constant(source + column));
     }
     synchronize_warp();
-    const int end = load_constant(params_.row_indptr + row_ + 1);
-    for (int range = load_constant(params_.row_indptr + row_); range < end; ++range) add_range(range);
+    const int end = load_constant(params_.row_begin + row_ + 1);
+    for (int i = load_constant(params_.row_begin + row_); i < end; ++i) add_range(load_constant(params_.row_ranges + i));
     write_output();
   }
 
  private:
-  APAR_DEVICE void add_range(int range) {
-    const int begin = load_constant(params_.range_begin + range), end = load_constant(params_.range_end + range);
-    const int32_t* pages = params_.page_table + static_cast<int64_t>(load_constant(params_.range_stream + range)) * params_.max_pages;
+  APAR_DEVICE void add_range(const RowRange& range) {
+    const int begin = range.begin, end = range.end;
+    const int32_t* pages = params_.page_table + static_cast<int64_t>(range.stream) * params_.max_pages;
     for (int position = begin / kBlockEntries * kBlockEntries; position < end; position += kBlockEntries) {
       if (position % kSegmentEntries == 0) fold_segment();
       add_block(pages, position, position > begin ? position : begin, position + kBlockEntries < end ? position + kBlockEntries : end);

@@ -27,7 +27,7 @@ class Scheduler {
         stages_(stages),
         lane_(lane_index()),
         work_(block_index()),
-        num_work_(load_constant(params.work) * params.num_kv_heads),
+        num_work_(load_constant(&params.work->num_items) * params.num_kv_heads),
         page_shift_(31 - count_leading_zeros(params.page_size)) {}
 
   // The block with number `n` of this block of threads.
@@ -114,9 +114,7 @@ class Scheduler {
     head_ = work_ % params_.num_kv_heads;
     work_ += grid_size();
     ++num_started_;
-    item_int_ = lane_ < kWorkItemInts
-                    ? load_constant(params_.work + sizeof(WorkHeader) / sizeof(int32_t) + index * kWorkItemInts + lane_)
-                    : 0;
+    item_int_ = lane_ < kWorkItemInts ? load_constant(reinterpret_cast<const int32_t*>(params_.items + index) + lane_) : 0;
     const int first_packed = shuffle(item_int_, 0), num_packed = shuffle(item_int_, 1);
     begin_walk_ = shuffle(item_int_, 2);
     begin_segment_ = shuffle(item_int_, 3);
@@ -127,31 +125,22 @@ class Scheduler {
 #pragma unroll
     for (int i = 0; i < kRowsPerLane; ++i) {
       const int row = i * kWarpSize + lane_;
-      range_[i] = row < num_rows ? load_constant(params_.row_indptr + first_row + row) : 0;
-      range_end_[i] = row < num_rows ? load_constant(params_.row_indptr + first_row + row + 1) : 0;
+      range_[i] = row < num_rows ? load_constant(params_.row_begin + first_row + row) : 0;
+      range_end_[i] = row < num_rows ? load_constant(params_.row_begin + first_row + row + 1) : 0;
       begin_[i] = end_[i] = 0;
       do {
         fetch_range(i);
-      } while (next_walk_[i] < begin_walk_);
+      } while (next_[i].walk < begin_walk_);
     }
     walk_ = last_walk_ = -1;
     position_ = 0;
     in_item_ = true;
   }
 
-  // The row's next range that is not empty.
+  // The row's next range.
   APAR_DEVICE void fetch_range(int i) {
-    next_walk_[i] = kNone;
-    while (range_[i] < range_end_[i]) {
-      const int range = range_[i]++;
-      const int begin = load_constant(params_.range_begin + range), end = load_constant(params_.range_end + range);
-      if (begin >= end) continue;
-      next_walk_[i] = load_constant(params_.range_walk + range);
-      next_stream_[i] = load_constant(params_.range_stream + range);
-      next_begin_[i] = begin;
-      next_end_[i] = end;
-      return;
-    }
+    next_[i].walk = kNone;
+    if (range_[i] < range_end_[i]) next_[i] = load_constant(params_.row_ranges + range_[i]++);
   }
 
   // Moves position_ to the next block that any row sees; false: the item is done.
@@ -169,7 +158,7 @@ class Scheduler {
       }
       int walk = kNone;
 #pragma unroll
-      for (int i = 0; i < kRowsPerLane; ++i) walk = smaller(walk, next_walk_[i]);
+      for (int i = 0; i < kRowsPerLane; ++i) walk = smaller(walk, next_[i].walk);
       walk = reduce_min(walk);
       if (walk == kNone || walk > end_walk_) return false;
       walk_ = walk;
@@ -177,10 +166,10 @@ class Scheduler {
 #pragma unroll
       for (int i = 0; i < kRowsPerLane; ++i) {
         begin_[i] = end_[i] = 0;
-        if (next_walk_[i] == walk) {
-          begin_[i] = next_begin_[i];
-          end_[i] = next_end_[i];
-          stream = next_stream_[i];
+        if (next_[i].walk == walk) {
+          begin_[i] = next_[i].begin;
+          end_[i] = next_[i].end;
+          stream = next_[i].stream;
           fetch_range(i);
         }
       }
@@ -207,7 +196,7 @@ class Scheduler {
   int last_walk_ = -1, last_segment_ = 0;
   // the lane's rows
   int range_[kRowsPerLane], range_end_[kRowsPerLane];
-  int next_walk_[kRowsPerLane], next_stream_[kRowsPerLane], next_begin_[kRowsPerLane], next_end_[kRowsPerLane];
+  RowRange next_[kRowsPerLane];
   int begin_[kRowsPerLane], end_[kRowsPerLane];
   // the block
   int flags_ = 0, offset_ = 0, page_ = 0;

@@ -10,7 +10,7 @@ namespace apar::cuda {
 
 constexpr int kTokens = kBlockEntries;  // of one block of keys and values
 constexpr int kMaxStages = 5;
-constexpr int kMaxPagesPerBlock = kTokens / static_cast<int>(kMinPageSize);
+constexpr int kMaxPagesPerBlock = kTokens / 8;  // pages have 8 entries or more
 
 enum BlockFlags {
   kFirstOfItem = 1,
@@ -32,6 +32,9 @@ struct Block {
   int32_t seen[kRows];  // per row of the item: first entry seen | one past the last << 16
 };
 
+// The most packed rows of an item: beyond, the accumulators leave the registers.
+constexpr int most_packed_rows(int head_dim) { return head_dim <= 128 ? 64 : 32; }
+
 template <typename T_, int kHeadDim_, int kRows_>
 struct TreeAttentionTraits {
   using T = T_;
@@ -48,7 +51,7 @@ struct TreeAttentionTraits {
   static constexpr int kScoreTiles = kTokensPerWarp / 8;
   static constexpr int kColumnUnits = kHeadDim / 16;
   static constexpr int kUnitsPerWarp = (kColumnUnits + kWarpsPerStrip - 1) / kWarpsPerStrip;
-  static_assert(kHeadDim % 16 == 0 && kRows % 16 == 0 && kWarps % kStrips == 0 && kScoreTiles % 2 == 0);
+  static_assert(kRows <= most_packed_rows(kHeadDim) && kHeadDim % 16 == 0 && kRows % 16 == 0 && kWarps % kStrips == 0 && kScoreTiles % 2 == 0);
 
   // The eight rows of a matrix load must lie in different banks: where a row is a multiple of 128 bytes its 16-byte parts
   // are permuted by the row's number, else it is 16 bytes longer than its numbers.
@@ -57,8 +60,17 @@ struct TreeAttentionTraits {
   static constexpr int kWeightStride = kTokens + 8;
   static_assert(kPermuted || kStride * 2 / 16 % 2 == 1);
 
-  // Element offset of the 16-byte part `part` of row `row`.
-  static APAR_DEVICE int offset_of(int row, int part) { return row * kStride + (kPermuted ? part ^ (row % 8) : part) * 8; }
+  static constexpr int kStrideBytes = kStride * static_cast<int>(sizeof(T));
+
+  // Byte offset of the 16-byte part `part` of row `row`.
+  static APAR_DEVICE uint32_t offset_of(int row, int part) {
+    return row * kStrideBytes + (kPermuted ? part ^ (row % 8) : part) * 16;
+  }
+  // From the address of part `low` of a row to that of part `low + step`: `step` is known to the compiler, and the two have
+  // no bit in common.
+  static APAR_DEVICE uint32_t step_to(uint32_t address, int step) {
+    return kPermuted ? (address ^ (step % 8 * 16)) + step / 8 * 128 : address + step * 16;
+  }
 
   struct Shared {
     alignas(128) T q[2][kRows * kStride];
@@ -68,8 +80,8 @@ struct TreeAttentionTraits {
     int32_t arrived;
   };
   // Behind it the stages: keys, then values.
-  static constexpr int kStageElements = kTokens * kStride;
-  static constexpr int kStageBytes = 2 * kStageElements * static_cast<int>(sizeof(T));
+  static constexpr int kHalfStageBytes = kTokens * kStrideBytes;
+  static constexpr int kStageBytes = 2 * kHalfStageBytes;
   static constexpr int shared_bytes(int stages) { return static_cast<int>(sizeof(Shared)) + stages * kStageBytes; }
 
   // As many stages as leave room for the blocks of threads that a multiprocessor is to hold; 0: not even two fit.

@@ -15,7 +15,9 @@ namespace {
 
 template <typename T, int kHeadDim>
 int max_packed_rows_of(int shared_bytes) {
-  if (TreeAttentionTraits<T, kHeadDim, 64>::stages_for(shared_bytes) > 0) return 64;
+  if constexpr (most_packed_rows(kHeadDim) >= 64) {
+    if (TreeAttentionTraits<T, kHeadDim, 64>::stages_for(shared_bytes) > 0) return 64;
+  }
   if (TreeAttentionTraits<T, kHeadDim, 32>::stages_for(shared_bytes) > 0) return 32;
   return TreeAttentionTraits<T, kHeadDim, 16>::stages_for(shared_bytes) > 0 ? 16 : 0;
 }

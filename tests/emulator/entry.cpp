@@ -1,0 +1,116 @@
+// What Python calls (emulator.py), with C linkage. Calls return an empty string or what went wrong.
+#include <cstdint>
+#include <cstring>
+#include <string>
+
+#include "core/append_kv.h"
+#include "core/plan.h"
+#include "core/work.h"
+#include "cuda/append_kv/append_kv.h"
+#include "cuda/tree_attention/tree_attention.h"
+#include "faulty_kernels.h"
+#include "machine.h"
+
+#define APAR_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace {
+
+std::string last_text;
+
+template <typename Body>
+const char* guarded(Body&& body) {
+  last_text.clear();
+  try {
+    body();
+  } catch (const std::exception& error) {
+    last_text = error.what();
+    if (last_text.empty()) last_text = "failed without a word";
+  }
+  return last_text.c_str();
+}
+
+}  // namespace
+
+using apar::emulator::machine;
+
+APAR_EXPORT void emulator_reset() {
+  machine().clear_tensors();
+  machine().settings = {};
+  machine().counters = {};
+  machine().sites.clear();
+}
+APAR_EXPORT void emulator_settings(int multiprocessors, int resident_blocks, int shared_bytes, uint64_t seed) {
+  machine().settings.multiprocessors = multiprocessors;
+  machine().settings.resident_blocks = resident_blocks;
+  machine().settings.shared_bytes = shared_bytes;
+  machine().settings.seed = seed;
+}
+APAR_EXPORT void emulator_drop(const char* site) { machine().settings.dropped_sites.insert(site); }
+APAR_EXPORT void emulator_shift(const char* tensor, int by) {
+  machine().settings.shifted_tensor = tensor;
+  machine().settings.shift = by;
+}
+APAR_EXPORT uint64_t emulator_tensor(const char* name, void* data, int64_t bytes, int writable) {
+  return machine().add_tensor(name, data, bytes, writable != 0);
+}
+APAR_EXPORT int64_t emulator_bytes_read(const char* name) { return machine().tensor(name).bytes_read; }
+APAR_EXPORT int64_t emulator_bytes_written(const char* name) { return machine().tensor(name).bytes_written; }
+APAR_EXPORT const char* emulator_sites() {
+  last_text.clear();
+  for (const std::string& site : machine().sites) last_text += site + "\n";
+  return last_text.c_str();
+}
+APAR_EXPORT void emulator_counters(apar::emulator::Counters* counters) { *counters = machine().counters; }
+
+// ---- operators
+
+APAR_EXPORT const char* emulate_append_kv(const apar::AppendKvParams* params) {
+  return guarded([&] { apar::cuda::append_kv(*params, 0, nullptr); });
+}
+
+// The plan and the work list of ranges in host memory; `schedule` and `work` are large enough if their sizes are given by
+// the two functions below.
+APAR_EXPORT int64_t plan_ints(int64_t num_rows, int64_t num_ranges) { return apar::schedule_size(num_rows, num_ranges); }
+APAR_EXPORT int64_t work_ints(int64_t num_rows, int64_t num_ranges, int64_t group_size, const apar::WorkInput* input) {
+  return apar::work_layout(num_rows, num_ranges, group_size, *input).size;
+}
+APAR_EXPORT int64_t work_items(int64_t num_rows, int64_t group_size, const apar::WorkInput* input) {
+  return apar::max_work_items(num_rows, group_size, *input);
+}
+APAR_EXPORT void make_plan_and_work(const apar::PlanInput* plan, const apar::WorkInput* input, int32_t* schedule,
+                                    int32_t* work) {
+  apar::write_plan(*plan, schedule);
+  apar::write_work(schedule, *input, work);
+}
+
+struct TreeAttentionCall {
+  apar::cuda::TreeAttentionParams params;  // without the sections of the work list
+  const int32_t* work;
+  int64_t num_ranges;
+  apar::WorkInput input;
+  int32_t element;
+};
+APAR_EXPORT int64_t tree_attention_call_bytes() { return sizeof(TreeAttentionCall); }
+
+APAR_EXPORT const char* emulate_tree_attention(const TreeAttentionCall* call) {
+  return guarded([&] {
+    apar::cuda::TreeAttentionParams params = call->params;
+    const apar::WorkLayout layout =
+        apar::work_layout(params.num_rows, call->num_ranges, params.group_size, call->input);
+    params.work = reinterpret_cast<const apar::WorkHeader*>(call->work);
+    params.row_ranges = reinterpret_cast<const apar::RowRange*>(call->work + layout.row_ranges);
+    params.row_begin = call->work + layout.row_begin;
+    params.items = reinterpret_cast<const apar::WorkItem*>(call->work + layout.items);
+    apar::cuda::tree_attention(params, static_cast<apar::cuda::Element>(call->element), call->input.packed_rows,
+                               apar::max_work_items(params.num_rows, params.group_size, call->input), 0, nullptr);
+  });
+}
+APAR_EXPORT int emulated_max_packed_rows(int element, int head_dim) {
+  return apar::cuda::max_packed_rows(static_cast<apar::cuda::Element>(element), head_dim, 0);
+}
+
+// ---- kernels with faults, to see that the emulator finds them
+
+APAR_EXPORT const char* emulate_faulty(const char* name, const int32_t* input, int32_t* output, int32_t* counter) {
+  return guarded([&] { apar::emulator::run_faulty(name, input, output, counter); });
+}

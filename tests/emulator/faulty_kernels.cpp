@@ -1,0 +1,218 @@
+// Small kernels in pairs: one that is right, and the same with one fault that the emulator has to find.
+#include "faulty_kernels.h"
+
+#include <map>
+#include <stdexcept>
+#include <string>
+
+#include "cuda/device.cuh"
+#include "cuda/launch.h"
+
+namespace apar::emulator {
+namespace {
+
+using namespace apar::cuda;
+
+constexpr int kThreads = 128;
+
+struct Params {
+  const int32_t* input;
+  int32_t* output;
+  int32_t* counter;
+};
+
+// Reverses 128 numbers through shared memory.
+template <bool kBarrier>
+void reverse_kernel(Params params) {
+  int32_t* shared = shared_memory<int32_t>();
+  const int thread = thread_index();
+  store_shared(shared + thread, load_global(params.input + thread));
+  if (kBarrier) synchronize_block();
+  store_global(params.output + thread, load_shared(shared + kThreads - 1 - thread));
+}
+
+// Each warp reverses its own 32.
+template <bool kBarrier>
+void reverse_warp_kernel(Params params) {
+  int32_t* shared = shared_memory<int32_t>();
+  const int thread = thread_index(), first = thread / 32 * 32;
+  store_shared(shared + thread, load_global(params.input + thread));
+  if (kBarrier) synchronize_warp();
+  store_global(params.output + thread, load_shared(shared + first + 31 - thread % 32));
+}
+
+// Two rounds over one buffer: the second write must wait for the first round's readers.
+template <bool kBarrier>
+void reuse_kernel(Params params) {
+  int32_t* shared = shared_memory<int32_t>();
+  const int thread = thread_index();
+  for (int round = 0; round < 2; ++round) {
+    store_shared(shared + thread, load_global(params.input + round * kThreads + thread));
+    synchronize_block();
+    store_global(params.output + round * kThreads + thread, load_shared(shared + kThreads - 1 - thread));
+    if (kBarrier) synchronize_block();
+  }
+}
+
+// Warps 0 and 1 share a barrier of 64 threads, warps 2 and 3 another; the fault has all of them use the wrong partner.
+template <bool kRight>
+void named_kernel(Params params) {
+  int32_t* shared = shared_memory<int32_t>();
+  const int thread = thread_index(), pair = thread / 64;
+  store_shared(shared + thread, load_global(params.input + thread));
+  synchronize_threads(1 + pair, 64);
+  const int from = kRight ? pair * 64 + 63 - thread % 64 : kThreads - 1 - thread;
+  store_global(params.output + thread, load_shared(shared + from));
+}
+
+template <bool kWait>
+void copy_kernel(Params params) {
+  int32_t* shared = shared_memory<int32_t>();
+  const int thread = thread_index();
+  if (thread < kThreads / 4) copy_async_16(shared_address(shared + thread * 4), params.input + thread * 4, true, 0);
+  commit_copies();
+  if (kWait) wait_copies<0>();
+  synchronize_block();
+  store_global(params.output + thread, load_shared(shared + kThreads - 1 - thread));
+  wait_copies<0>();
+}
+
+// Waits for the older of two groups and reads the younger.
+template <int kPending>
+void wrong_group_kernel(Params params) {
+  int32_t* shared = shared_memory<int32_t>();
+  const int thread = thread_index();
+  for (int group = 0; group < 2; ++group) {
+    if (thread < kThreads / 4) copy_async_16(shared_address(shared + group * kThreads + thread * 4), params.input + group * kThreads + thread * 4, true, 0);
+    commit_copies();
+  }
+  wait_copies<kPending>();
+  synchronize_block();
+  store_global(params.output + thread, load_shared(shared + kThreads + thread));
+  wait_copies<0>();
+}
+
+// Bulk copies in two stages: a producer warp fills, the others empty.
+enum class BulkFault { kNone, kNoWait, kNoRelease, kWrongBytes };
+template <BulkFault kFault>
+void bulk_kernel(Params params) {
+  constexpr int kNumbers = 32, kRounds = 4, kStages = 2, kConsumers = kThreads - 32;
+  int32_t* shared = shared_memory<int32_t>();
+  uint64_t* full = reinterpret_cast<uint64_t*>(shared + kStages * kNumbers);
+  uint64_t* empty = full + kStages;
+  const int thread = thread_index();
+  if (thread == 0) {
+    for (int stage = 0; stage < kStages; ++stage) {
+      initialize_barrier(full + stage, 1);
+      initialize_barrier(empty + stage, kConsumers / 32);
+    }
+    fence_barriers();
+  }
+  synchronize_block();
+  for (int round = 0; round < kRounds; ++round) {
+    const int stage = round % kStages, phase = round / kStages % 2;
+    if (thread >= kConsumers) {
+      if (thread == kConsumers) {
+        if (round >= kStages && kFault != BulkFault::kNoRelease) wait_arrivals(empty + stage, phase ^ 1);
+        arrive_expecting(full + stage, kNumbers * 4 * (kFault == BulkFault::kWrongBytes ? 2 : 1));
+        copy_bulk(shared + stage * kNumbers, params.input + round * kNumbers, kNumbers * 4, full + stage, 0);
+      }
+    } else {
+      if (kFault != BulkFault::kNoWait) wait_arrivals(full + stage, phase);
+      const int32_t number = load_shared(shared + stage * kNumbers + thread % 32);
+      if (thread < 32) store_global(params.output + round * kNumbers + thread, number);
+      synchronize_warp();
+      if (thread % 32 == 0) arrive(empty + stage);
+    }
+  }
+}
+
+// Every block leaves a number; the last to arrive adds them up.
+enum class MergeFault { kNone, kNoBarrier, kNoFence, kStaleCache };
+template <MergeFault kFault>
+void last_block_kernel(Params params) {
+  int32_t* shared = shared_memory<int32_t>();
+  const int thread = thread_index(), blocks = grid_size();
+  if (thread == 70) store_global(params.output + block_index(), block_index() + 1);
+  if (kFault != MergeFault::kNoBarrier) synchronize_block();
+  if (thread == 0) {
+    if (kFault != MergeFault::kNoFence) fence_device();
+    store_shared(shared, atomic_add(params.counter, 1));
+    fence_device();
+  }
+  synchronize_block();
+  if (load_shared(shared) != blocks - 1) return;
+  if (thread == 0) {
+    int32_t sum = 0;
+    for (int block = 0; block < blocks; ++block) {
+      sum += kFault == MergeFault::kStaleCache ? load_global(params.output + block) : load_from_other_block(params.output + block);
+    }
+    store_global(params.output + 200, sum);
+  }
+}
+
+template <int kShift>
+void copy_all_kernel(Params params) {
+  for (int i = thread_index(); i < 256; i += kThreads) store_global(params.output + i, load_constant(params.input + i + kShift));
+}
+void write_input_kernel(Params params) { store_global(const_cast<int32_t*>(params.input), 1); }
+void deadlock_kernel(Params params) {
+  if (thread_index() < 64) {
+    synchronize_block();
+  } else {
+    synchronize_threads(3, 128);
+  }
+  store_global(params.output, 1);
+}
+void diverged_kernel(Params params) {
+  int32_t value = thread_index();
+  if (lane_index() < 16) {
+    value = shuffle(value, 0);
+  } else {
+    value = shuffle_xor(value, 1);
+  }
+  store_global(params.output + thread_index(), value);
+}
+void unwritten_kernel(Params params) { store_global(params.output, load_shared(shared_memory<int32_t>())); }
+void past_shared_kernel(Params) { store_shared(shared_memory<int32_t>() + 1024, 1); }
+
+}  // namespace
+
+void run_faulty(const char* name, const int32_t* input, int32_t* output, int32_t* counter) {
+  static const std::map<std::string, void (*)(Params)> kKernels = {
+      {"reverse", reverse_kernel<true>},
+      {"reverse, no barrier", reverse_kernel<false>},
+      {"reverse warp", reverse_warp_kernel<true>},
+      {"reverse warp, no barrier", reverse_warp_kernel<false>},
+      {"reuse", reuse_kernel<true>},
+      {"reuse, no barrier", reuse_kernel<false>},
+      {"named barriers", named_kernel<true>},
+      {"named barriers, wrong partner", named_kernel<false>},
+      {"copy", copy_kernel<true>},
+      {"copy, no wait", copy_kernel<false>},
+      {"two groups", wrong_group_kernel<0>},
+      {"two groups, wrong wait", wrong_group_kernel<1>},
+      {"bulk", bulk_kernel<BulkFault::kNone>},
+      {"bulk, no wait", bulk_kernel<BulkFault::kNoWait>},
+      {"bulk, no release", bulk_kernel<BulkFault::kNoRelease>},
+      {"bulk, wrong bytes", bulk_kernel<BulkFault::kWrongBytes>},
+      {"last block", last_block_kernel<MergeFault::kNone>},
+      {"last block, no barrier", last_block_kernel<MergeFault::kNoBarrier>},
+      {"last block, no fence", last_block_kernel<MergeFault::kNoFence>},
+      {"last block, stale cache", last_block_kernel<MergeFault::kStaleCache>},
+      {"copy all", copy_all_kernel<0>},
+      {"copy all, off by one", copy_all_kernel<1>},
+      {"copy all, off by minus one", copy_all_kernel<-1>},
+      {"write to input", write_input_kernel},
+      {"deadlock", deadlock_kernel},
+      {"diverged collective", diverged_kernel},
+      {"shared memory nobody wrote", unwritten_kernel},
+      {"past shared memory", past_shared_kernel},
+  };
+  const auto found = kKernels.find(name);
+  if (found == kKernels.end()) throw std::invalid_argument(std::string("no kernel is called ") + name);
+  const int blocks = found->first.rfind("last block", 0) == 0 ? 5 : 1;
+  launch(name, found->second, blocks, kThreads, 1024, nullptr, Params{input, output, counter});
+}
+
+}  // namespace apar::emulator

@@ -1,0 +1,56 @@
+"""append_kv's CUDA kernel on the emulated device."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from apar_ext import reference
+
+from .emulator import Device, EmulatorFault, append_kv
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+def make_case(seed: int, *, rows: int, heads: int, pages: int, page_size: int, head_dim: int, dtype: torch.dtype):
+    generator = torch.Generator().manual_seed(seed)
+    k, v = torch.randn(2, rows, heads, head_dim, generator=generator).to(dtype)
+    k_cache, v_cache = torch.full((2, pages, heads, page_size, head_dim), float("nan"), dtype=dtype)
+    slots = torch.randperm(pages * page_size, generator=generator)[:rows].int()
+    slots[torch.rand(rows, generator=generator) < 0.3] = -1
+    return k, v, k_cache.clone(), v_cache.clone(), slots
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("heads", "head_dim", "page_size"), [(1, 64, 16), (3, 80, 8), (2, 5, 24), (8, 128, 128)])
+def test_writes_exactly_its_slots(dtype, heads, head_dim, page_size):
+    case = make_case(head_dim, rows=11, heads=heads, pages=3, page_size=page_size, head_dim=head_dim, dtype=dtype)
+    k_cache, v_cache = case[2].clone(), case[3].clone()
+    reference.append_kv(case[0], case[1], k_cache, v_cache, case[4])
+    launch = append_kv(Device(seed=heads), *case)
+    assert torch.equal(case[2].nan_to_num(7), k_cache.nan_to_num(7))
+    assert torch.equal(case[3].nan_to_num(7), v_cache.nan_to_num(7))
+    row_bytes = heads * head_dim * dtype.itemsize
+    for name in ("k", "v"):
+        assert launch.bytes_read[name] == launch.bytes_written[f"{name}_cache"] == (case[4] >= 0).sum() * row_bytes
+
+
+def test_strided_and_unaligned_inputs():
+    k, v, k_cache, v_cache, slots = make_case(
+        2, rows=6, heads=3, pages=2, page_size=8, head_dim=20, dtype=torch.float16
+    )
+    fused = torch.full((6, 3, 51), float("nan"), dtype=torch.float16)
+    fused[:, :, 7:27] = v
+    expected = k_cache.clone(), v_cache.clone()
+    reference.append_kv(k, v, *expected, slots)
+    append_kv(Device(), k.transpose(0, 1).contiguous().transpose(0, 1), fused[:, :, 7:27], k_cache, v_cache, slots)
+    assert torch.equal(k_cache.nan_to_num(7), expected[0].nan_to_num(7))
+    assert torch.equal(v_cache.nan_to_num(7), expected[1].nan_to_num(7))
+
+
+@pytest.mark.parametrize("slot", [-2, 24, 1 << 30])
+def test_slots_out_of_range_stop_the_launch(slot):
+    case = make_case(3, rows=4, heads=1, pages=3, page_size=8, head_dim=16, dtype=torch.float16)
+    case[4][2] = slot
+    with pytest.raises(EmulatorFault, match=rf"append_kv: slots\[2\] is {slot}, expected -1 or 0 to 23"):
+        append_kv(Device(), *case)

@@ -1,0 +1,61 @@
+"""Faults planted into the real kernels: every barrier and every wait taken away in turn, pages one off."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from . import cases
+from .emulator import Device, EmulatorFault, tree_attention
+
+# Of all kinds: cut items, several items per block of threads, strips of one and of several warps.
+CONFIGURATIONS = {
+    "16": dict(packed_rows=16, target_items=6, max_partials=64),
+    "64": dict(packed_rows=64, target_items=6, max_partials=64),
+}
+
+
+def make_case() -> cases.Case:
+    return cases.make_case(cases.tree(1, streams=6, trunk=700), num_heads=4, num_kv_heads=2)
+
+
+def run(case: cases.Case, configuration: str, **device):
+    return tree_attention(Device(**device), **case.inputs, **CONFIGURATIONS[configuration])
+
+
+@pytest.mark.parametrize("configuration", CONFIGURATIONS)
+def test_every_barrier_and_wait_is_needed(configuration):
+    case = make_case()
+    right = run(case, configuration)
+    assert right.num_merges > 0
+    sites = set(right.launch.sites)
+    # The step's barrier, the wait for its stage, the strip's and the merge's barriers, the fences of the merge.
+    assert len(sites) >= 6
+    unnoticed = set()
+    for site in sites:
+        try:
+            result = run(case, configuration, drop=[site])
+        except (EmulatorFault, AssertionError):
+            continue
+        if torch.equal(result.out, right.out):
+            unnoticed.add(site)
+    assert not unnoticed, f"taking these away changed nothing: {unnoticed}"
+
+
+@pytest.mark.parametrize("by", [-1, 1])
+def test_wrong_pages_are_found(by):
+    case = make_case()
+    right = run(case, "16")
+    try:
+        wrong = run(case, "16", shift=("page_table", by))
+    except EmulatorFault as fault:
+        assert "k_cache" in str(fault) or "v_cache" in str(fault)  # noqa: PT017
+    else:
+        assert not torch.equal(wrong.out, right.out)
+
+
+@pytest.mark.parametrize("tensor", ["work", "page_table"])
+def test_loads_beyond_a_tensor_are_found(tensor):
+    case = make_case()
+    with pytest.raises(EmulatorFault, match="of (k_cache|v_cache|q|work|page_table|no tensor)"):
+        run(case, "16", shift=(tensor, 1 << 20))
