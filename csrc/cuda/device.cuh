@@ -1,8 +1,9 @@
-// The one door to the hardware: every kernel reaches indices, barriers, shuffles, matrix instructions, asynchronous copies
-// and atomics through the functions below, and touches global or shared memory only through load_* / store_* / copy_*.
+// The one door to the hardware: every kernel reaches indices, barriers, shuffles, matrix instructions, asynchronous
+// copies and atomics through the functions below, and touches global or shared memory only through load_* / store_* /
+// copy_*.
 //
-// tests/emulator builds the same kernel files for the host: there APAR_EMULATED_DEVICE is defined and this header hands over
-// to an implementation of the same functions in which every thread is a fiber (docs/cuda.md).
+// tests/emulator builds the same kernel files for the host: there APAR_EMULATED_DEVICE is defined and this header hands
+// over to an implementation of the same functions in which every thread is a fiber (docs/cuda.md).
 //
 // Fragments of the 16-bit matrix instruction m16n8k16, with group = lane / 4 and pair = lane % 4. A register holds two
 // neighbouring 16-bit numbers, the lower column (or, for B, the lower row) in its lower half:
@@ -12,9 +13,9 @@
 //   B (16 rows x 8 columns)    b[0]: rows 2 pair, +1, column group            b[1]: rows 2 pair + 8, +9, column group
 //   C (16 rows x 8 columns)    c[0], c[1]: row group, columns 2 pair, +1      c[2], c[3]: row group + 8, same columns
 //
-// load_matrices_x4 (ldmatrix) reads four 8 x 8 matrices of 16-bit numbers; lane i brings the shared_address of row i % 8 of matrix
-// i / 8 (16 bytes, aligned). Register m of a lane then holds row lane / 4, columns 2 (lane % 4), +1 of matrix m; transposed:
-// rows 2 (lane % 4), +1 of column lane / 4.
+// load_matrices_x4 (ldmatrix) reads four 8 x 8 matrices of 16-bit numbers; lane i brings the shared_address of row i %
+// 8 of matrix i / 8 (16 bytes, aligned). Register m of a lane then holds row lane / 4, columns 2 (lane % 4), +1 of
+// matrix m; transposed: rows 2 (lane % 4), +1 of column lane / 4.
 #pragma once
 
 #include <cstdint>
@@ -39,8 +40,8 @@ struct alignas(bytes) Vector {
 constexpr int kWarpSize = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
-// How long the second-level cache should hold what a copy brings: pages that one tile reads leave first, pages with many
-// readers stay.
+// How long the second-level cache should hold what a copy brings: pages that one tile reads leave first, pages with
+// many readers stay.
 enum class CacheHint { kNormal, kEvictFirst, kEvictLast };
 
 }  // namespace apar::cuda
@@ -55,8 +56,8 @@ enum class CacheHint { kNormal, kEvictFirst, kEvictLast };
 
 #include <cstdio>
 
-
-#define APAR_KERNEL(threads, blocks_per_multiprocessor) __global__ void __launch_bounds__(threads, blocks_per_multiprocessor)
+#define APAR_KERNEL(threads, blocks_per_multiprocessor) \
+  __global__ void __launch_bounds__(threads, blocks_per_multiprocessor)
 #define APAR_DEVICE __device__ __forceinline__
 #define APAR_GRID_CONSTANT const __grid_constant__
 
@@ -85,7 +86,9 @@ APAR_DEVICE void synchronize_block() { __syncthreads(); }
 APAR_DEVICE bool any_in_block(bool predicate) { return __syncthreads_or(predicate) != 0; }
 APAR_DEVICE void synchronize_warp() { __syncwarp(); }
 // A barrier of `threads` threads (a multiple of 32); id 0 is the block's own.
-APAR_DEVICE void synchronize_threads(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+APAR_DEVICE void synchronize_threads(int id, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
 
 template <typename T>
 APAR_DEVICE T shuffle(T value, int lane) {
@@ -114,7 +117,9 @@ APAR_DEVICE T* shared_memory() {
 }
 
 // The 32 bits by which matrix loads and asynchronous copies know a place in shared memory.
-APAR_DEVICE uint32_t shared_address(const void* pointer) { return static_cast<uint32_t>(__cvta_generic_to_shared(pointer)); }
+APAR_DEVICE uint32_t shared_address(const void* pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
 
 template <typename T>
 APAR_DEVICE T load_shared(const T* pointer) {
@@ -188,7 +193,8 @@ APAR_DEVICE uint64_t make_cache_policy(CacheHint hint) {
 // Zeros are written, and nothing is read, where `valid` is false.
 APAR_DEVICE void copy_async_16(uint32_t shared, const void* global, bool valid, uint64_t policy) {
   const int bytes = valid ? 16 : 0;
-  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(shared), "l"(global), "r"(bytes), "l"(policy)
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(shared), "l"(global),
+               "r"(bytes), "l"(policy)
                : "memory");
 }
 APAR_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
@@ -198,8 +204,8 @@ APAR_DEVICE void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
 }
 
-// ---- bulk copies and their barriers (sm_90). A barrier's phase completes when all arrivals have come and all announced bytes
-// have landed; wait_arrivals(barrier, phase) returns when the phase of that parity is complete.
+// ---- bulk copies and their barriers (sm_90). A barrier's phase completes when all arrivals have come and all
+// announced bytes have landed; wait_arrivals(barrier, phase) returns when the phase of that parity is complete.
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 #define APAR_HAS_BULK_COPIES 1
@@ -213,7 +219,8 @@ APAR_DEVICE void arrive(uint64_t* barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
 }
 APAR_DEVICE void arrive_expecting(uint64_t* barrier, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes) : "memory");
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+               : "memory");
 }
 APAR_DEVICE void wait_arrivals(uint64_t* barrier, int phase) {
   asm volatile(
@@ -229,8 +236,8 @@ APAR_DEVICE void wait_arrivals(uint64_t* barrier, int phase) {
 // bytes: a multiple of 16; both addresses aligned to 16.
 APAR_DEVICE void copy_bulk(void* shared, const void* global, int bytes, uint64_t* barrier, uint64_t policy) {
   asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
-          shared_address(shared)),
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::
+          "r"(shared_address(shared)),
       "l"(global), "r"(bytes), "r"(shared_address(barrier)), "l"(policy)
       : "memory");
 }
@@ -259,14 +266,16 @@ APAR_DEVICE void multiply_accumulate(float (&c)[4], const uint32_t (&a)[4], uint
 template <>
 APAR_DEVICE void multiply_accumulate<BFloat16>(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+      "%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 template <>
 APAR_DEVICE void multiply_accumulate<Half>(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+      "%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }

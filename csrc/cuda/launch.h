@@ -71,8 +71,11 @@ int resident_blocks(void (*kernel)(Params), int threads, int shared_bytes) {
 template <typename Params>
 void launch(const char* name, void (*kernel)(Params), int64_t blocks, int threads, int shared_bytes, void* stream,
             const Params& params) {
-  kernel<<<static_cast<unsigned>(blocks), threads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(params);
-  check_cuda(cudaGetLastError(), name);
+  void* arguments[] = {const_cast<Params*>(&params)};
+  const dim3 grid(static_cast<unsigned>(blocks)), block(static_cast<unsigned>(threads));
+  check_cuda(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, block, arguments,
+                              static_cast<size_t>(shared_bytes), static_cast<cudaStream_t>(stream)),
+             name);
 }
 
 }  // namespace apar::cuda

@@ -172,7 +172,8 @@ inline void fence_device(const Location& where = Location::current()) { machine(
 // ---- asynchronous copies
 
 inline uint64_t make_cache_policy(CacheHint hint) { return static_cast<uint64_t>(hint); }
-inline void copy_async_16(uint32_t shared, const void* global, bool valid, uint64_t, const Location& where = Location::current()) {
+inline void copy_async_16(uint32_t shared, const void* global, bool valid, uint64_t,
+                          const Location& where = Location::current()) {
   machine().copy_async(shared_pointer(shared), global, 16, valid, where);
 }
 inline void commit_copies() { machine().commit_copies(); }
@@ -187,7 +188,9 @@ inline void initialize_barrier(uint64_t* barrier, int arrivals, const Location& 
   machine().initialize_barrier(barrier, arrivals, where);
 }
 inline void fence_barriers() {}
-inline void arrive(uint64_t* barrier, const Location& where = Location::current()) { machine().arrive(barrier, 0, where); }
+inline void arrive(uint64_t* barrier, const Location& where = Location::current()) {
+  machine().arrive(barrier, 0, where);
+}
 inline void arrive_expecting(uint64_t* barrier, int bytes, const Location& where = Location::current()) {
   machine().arrive(barrier, bytes, where);
 }
@@ -222,8 +225,8 @@ inline float to_float(Half value) {
   if (exponent == 31) {
     return bits_to_float(sign | 0x7f800000 | fraction << 13);
   }
-  const float magnitude =
-      exponent == 0 ? std::ldexp(static_cast<float>(fraction), -24) : std::ldexp(static_cast<float>(fraction + 1024), exponent - 25);
+  const float magnitude = exponent == 0 ? std::ldexp(static_cast<float>(fraction), -24)
+                                        : std::ldexp(static_cast<float>(fraction + 1024), exponent - 25);
   return sign != 0 ? -magnitude : magnitude;
 }
 
@@ -298,12 +301,14 @@ inline void load_matrices(uint32_t (&registers)[4], uint32_t row, bool transpose
 inline void load_matrices_x4(uint32_t (&registers)[4], uint32_t row, const Location& where = Location::current()) {
   load_matrices(registers, row, false, where);
 }
-inline void load_matrices_x4_transposed(uint32_t (&registers)[4], uint32_t row, const Location& where = Location::current()) {
+inline void load_matrices_x4_transposed(uint32_t (&registers)[4], uint32_t row,
+                                        const Location& where = Location::current()) {
   load_matrices(registers, row, true, where);
 }
 
 template <typename T>
-void multiply_accumulate(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const Location& where = Location::current()) {
+void multiply_accumulate(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
+                         const Location& where = Location::current()) {
   struct Slot {
     float* c;
     const uint32_t* a;
@@ -311,7 +316,9 @@ void multiply_accumulate(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uin
   } slot{c, a, {b0, b1}};
   machine().gather("multiply_accumulate", &slot, where, [](void** slots) {
     ++machine().counters.matrix_instructions;
-    const auto half = [](uint32_t word, int high) { return to_float(T{static_cast<uint16_t>(high != 0 ? word >> 16 : word)}); };
+    const auto half = [](uint32_t word, int high) {
+      return to_float(T{static_cast<uint16_t>(high != 0 ? word >> 16 : word)});
+    };
     float a[16][16], b[16][8];
     for (int lane = 0; lane < kWarpSize; ++lane) {
       const auto* mine = static_cast<Slot*>(slots[lane]);
@@ -360,7 +367,8 @@ int resident_blocks(void (*)(Params), int, int) {
   return 1;
 }
 template <typename Params>
-void launch(const char*, void (*kernel)(Params), int64_t blocks, int threads, int shared_bytes, void*, const Params& params) {
+void launch(const char*, void (*kernel)(Params), int64_t blocks, int threads, int shared_bytes, void*,
+            const Params& params) {
   machine().run(static_cast<int>(blocks), threads, shared_bytes, [&] { kernel(params); });
 }
 

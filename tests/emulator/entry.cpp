@@ -68,9 +68,11 @@ APAR_EXPORT const char* emulate_append_kv(const apar::AppendKvParams* params) {
   return guarded([&] { apar::cuda::append_kv(*params, 0, nullptr); });
 }
 
-// The plan and the work list of ranges in host memory; `schedule` and `work` are large enough if their sizes are given by
-// the two functions below.
-APAR_EXPORT int64_t plan_ints(int64_t num_rows, int64_t num_ranges) { return apar::schedule_size(num_rows, num_ranges); }
+// The plan and the work list of ranges in host memory; `schedule` and `work` are large enough if their sizes are given
+// by the two functions below.
+APAR_EXPORT int64_t plan_ints(int64_t num_rows, int64_t num_ranges) {
+  return apar::schedule_size(num_rows, num_ranges);
+}
 APAR_EXPORT int64_t work_ints(int64_t num_rows, int64_t num_ranges, int64_t group_size, const apar::WorkInput* input) {
   return apar::work_layout(num_rows, num_ranges, group_size, *input).size;
 }

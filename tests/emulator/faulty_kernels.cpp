@@ -83,7 +83,9 @@ void wrong_group_kernel(Params params) {
   int32_t* shared = shared_memory<int32_t>();
   const int thread = thread_index();
   for (int group = 0; group < 2; ++group) {
-    if (thread < kThreads / 4) copy_async_16(shared_address(shared + group * kThreads + thread * 4), params.input + group * kThreads + thread * 4, true, 0);
+    if (thread < kThreads / 4)
+      copy_async_16(shared_address(shared + group * kThreads + thread * 4),
+                    params.input + group * kThreads + thread * 4, true, 0);
     commit_copies();
   }
   wait_copies<kPending>();
@@ -145,7 +147,8 @@ void last_block_kernel(Params params) {
   if (thread == 0) {
     int32_t sum = 0;
     for (int block = 0; block < blocks; ++block) {
-      sum += kFault == MergeFault::kStaleCache ? load_global(params.output + block) : load_from_other_block(params.output + block);
+      sum += kFault == MergeFault::kStaleCache ? load_global(params.output + block)
+                                               : load_from_other_block(params.output + block);
     }
     store_global(params.output + 200, sum);
   }
@@ -153,7 +156,8 @@ void last_block_kernel(Params params) {
 
 template <int kShift>
 void copy_all_kernel(Params params) {
-  for (int i = thread_index(); i < 256; i += kThreads) store_global(params.output + i, load_constant(params.input + i + kShift));
+  for (int i = thread_index(); i < 256; i += kThreads)
+    store_global(params.output + i, load_constant(params.input + i + kShift));
 }
 void write_input_kernel(Params params) { store_global(const_cast<int32_t*>(params.input), 1); }
 void deadlock_kernel(Params params) {

@@ -173,8 +173,9 @@ bool Machine::run_block_once(Block& block) {
 
 void Machine::run(int blocks, int threads, int shared_bytes, const std::function<void()>& body) {
   if (blocks <= 0 || threads <= 0 || threads % 32 != 0 || threads > 1024 || shared_bytes > settings.shared_bytes) {
-    throw std::invalid_argument("a launch of " + std::to_string(blocks) + " blocks of " + std::to_string(threads) + " threads with " +
-                                std::to_string(shared_bytes) + " bytes of shared memory is not possible");
+    throw std::invalid_argument("a launch of " + std::to_string(blocks) + " blocks of " + std::to_string(threads) +
+                                " threads with " + std::to_string(shared_bytes) +
+                                " bytes of shared memory is not possible");
   }
   grid_size_ = blocks;
   block_threads_ = threads;
@@ -274,20 +275,21 @@ std::pair<Tensor*, int64_t> Machine::find(const void* address, int bytes, const 
   Tensor& tensor = tensors_[number - 1];
   const int64_t offset = static_cast<int64_t>(bits & ((uint64_t{1} << kTensorShift) - 1)) - kFirstByte;
   if (offset < 0 || offset + bytes > tensor.bytes) {
-    throw Fault(std::string(verb) + " of " + std::to_string(bytes) + " bytes at offset " + std::to_string(offset) + " of " + tensor.name +
-                    ", which has " + std::to_string(tensor.bytes),
+    throw Fault(std::string(verb) + " of " + std::to_string(bytes) + " bytes at offset " + std::to_string(offset) +
+                    " of " + tensor.name + ", which has " + std::to_string(tensor.bytes),
                 where);
   }
   if (offset % std::min(bytes, 16) != 0) {
-    throw Fault(std::string(verb) + " of " + std::to_string(bytes) + " bytes at offset " + std::to_string(offset) + " of " + tensor.name +
-                    " is not aligned",
+    throw Fault(std::string(verb) + " of " + std::to_string(bytes) + " bytes at offset " + std::to_string(offset) +
+                    " of " + tensor.name + " is not aligned",
                 where);
   }
   return {&tensor, offset};
 }
 
 // Faults if somebody stored to these bytes in this launch and the running thread has no way to know.
-void Machine::check_global_order(const Tensor& tensor, int64_t offset, int bytes, const char* verb, const Location& where) {
+void Machine::check_global_order(const Tensor& tensor, int64_t offset, int bytes, const char* verb,
+                                 const Location& where) {
   if (tensor.marks.empty()) {
     return;
   }
@@ -313,21 +315,23 @@ void Machine::check_global_order(const Tensor& tensor, int64_t offset, int bytes
       }
     }
     if (!known) {
-      throw Fault(std::string(verb) + " of " + tensor.name + " at offset " + std::to_string(unit) + " races with a store of thread " +
-                      std::to_string(mark.thread) + " of block " + std::to_string(mark.block),
+      throw Fault(std::string(verb) + " of " + tensor.name + " at offset " + std::to_string(unit) +
+                      " races with a store of thread " + std::to_string(mark.thread) + " of block " +
+                      std::to_string(mark.block),
                   where);
     }
   }
 }
 
-void Machine::read_global(const void* address, void* value, int bytes, bool constant, bool from_other_block, const Location& where) {
+void Machine::read_global(const void* address, void* value, int bytes, bool constant, bool from_other_block,
+                          const Location& where) {
   const auto [tensor, offset] = find(address, bytes, "load", where);
   if (!tensor->marks.empty()) {
     for (int64_t unit = offset; unit < offset + bytes; ++unit) {
       const Tensor::Mark& mark = tensor->marks[unit];
       if (mark.block >= 0 && (constant || (!from_other_block && mark.block != block().index))) {
-        throw Fault("load of " + tensor->name + " through a cache that may be stale: block " + std::to_string(mark.block) +
-                        " stored there in this launch",
+        throw Fault("load of " + tensor->name + " through a cache that may be stale: block " +
+                        std::to_string(mark.block) + " stored there in this launch",
                     where);
       }
     }
@@ -390,7 +394,8 @@ void Machine::fence(const Location& where) {
     mine.acquired.push_back({publication, me.index, mine.clock});
   }
   me.unacquired.clear();
-  me.fenced = std::make_shared<Thread::Publication>(Thread::Publication{mine.index, me.index, mine.clock, mine.barrier_time, me.seen});
+  me.fenced = std::make_shared<Thread::Publication>(
+      Thread::Publication{mine.index, me.index, mine.clock, mine.barrier_time, me.seen});
   ++mine.clock;
 }
 
@@ -436,14 +441,17 @@ void Machine::mark_read(Thread& thread, uint32_t offset, int bytes, const Locati
   for (uint32_t unit = offset / 2; unit < (offset + bytes) / 2; ++unit) {
     const Block::Unit& last = mine.units[unit];
     if (last.in_flight) {
-      throw Fault("read of shared memory that an asynchronous copy is still to fill, started in " + describe(locations_[last.site]), where);
+      throw Fault("read of shared memory that an asynchronous copy is still to fill, started in " +
+                      describe(locations_[last.site]),
+                  where);
     }
     if (last.writer < 0) {
       throw Fault("read of shared memory at offset " + std::to_string(unit * 2) + " that nobody has written", where);
     }
     if (!ordered(mine, last.writer, last.time, thread)) {
-      throw Fault("thread " + std::to_string(thread.index) + " reads shared memory at offset " + std::to_string(unit * 2) +
-                      " with no barrier after the write of thread " + std::to_string(last.writer) + " in " + describe(locations_[last.site]),
+      throw Fault("thread " + std::to_string(thread.index) + " reads shared memory at offset " +
+                      std::to_string(unit * 2) + " with no barrier after the write of thread " +
+                      std::to_string(last.writer) + " in " + describe(locations_[last.site]),
                   where);
     }
     Block::ReadMark& mark = mine.reads[unit * mine.warps.size() + warp];
@@ -459,11 +467,14 @@ void Machine::mark_write(Thread& thread, int writer, uint32_t offset, int bytes,
   for (uint32_t unit = offset / 2; unit < (offset + bytes) / 2; ++unit) {
     Block::Unit& last = mine.units[unit];
     if (last.in_flight) {
-      throw Fault("write to shared memory that an asynchronous copy is still to fill, started in " + describe(locations_[last.site]), where);
+      throw Fault("write to shared memory that an asynchronous copy is still to fill, started in " +
+                      describe(locations_[last.site]),
+                  where);
     }
     if (last.writer >= 0 && !ordered(mine, last.writer, last.time, thread)) {
-      throw Fault("thread " + std::to_string(thread.index) + " writes shared memory at offset " + std::to_string(unit * 2) +
-                      " with no barrier after the write of thread " + std::to_string(last.writer) + " in " + describe(locations_[last.site]),
+      throw Fault("thread " + std::to_string(thread.index) + " writes shared memory at offset " +
+                      std::to_string(unit * 2) + " with no barrier after the write of thread " +
+                      std::to_string(last.writer) + " in " + describe(locations_[last.site]),
                   where);
     }
     for (size_t warp = 0; warp < mine.warps.size(); ++warp) {
@@ -474,8 +485,9 @@ void Machine::mark_write(Thread& thread, int writer, uint32_t offset, int bytes,
       for (int lane = 0; lane < 32; ++lane) {
         const int reader = static_cast<int>(warp) * 32 + lane;
         if ((mark.lanes >> lane & 1) != 0 && !ordered(mine, reader, mark.time, thread)) {
-          throw Fault("thread " + std::to_string(thread.index) + " writes shared memory at offset " + std::to_string(unit * 2) +
-                          " with no barrier after the read of thread " + std::to_string(reader) + " in " + describe(locations_[mark.site]),
+          throw Fault("thread " + std::to_string(thread.index) + " writes shared memory at offset " +
+                          std::to_string(unit * 2) + " with no barrier after the read of thread " +
+                          std::to_string(reader) + " in " + describe(locations_[mark.site]),
                       where);
         }
       }
@@ -730,7 +742,9 @@ bool Machine::try_complete(Block& block, TransactionBarrier& barrier, const Loca
     bytes += copy.bytes;
   }
   if (bytes > barrier.announced_bytes && barrier.pending == 0) {
-    throw Fault(std::to_string(bytes) + " bytes are copied where " + std::to_string(barrier.announced_bytes) + " were announced", where);
+    throw Fault(std::to_string(bytes) + " bytes are copied where " + std::to_string(barrier.announced_bytes) +
+                    " were announced",
+                where);
   }
   if (barrier.pending > 0 || bytes < barrier.announced_bytes) {
     return false;

@@ -1,10 +1,11 @@
-// A machine that runs kernels on the host. Every CUDA thread is a fiber; a few blocks are resident at a time and take turns at
-// barriers and atomics, in an order drawn from a seed. Pointers that kernels hold are not host addresses (dereferencing one
-// crashes): each access comes through the functions below and is checked.
+// A machine that runs kernels on the host. Every CUDA thread is a fiber; a few blocks are resident at a time and take
+// turns at barriers and atomics, in an order drawn from a seed. Pointers that kernels hold are not host addresses
+// (dereferencing one crashes): each access comes through the functions below and is checked.
 //
-// Order of accesses is tracked with logical time. A block's clock ticks at every release (barrier, arrival, fence); an access at
-// time r by thread t is ordered before an access of thread u if a release of t later than r has reached u. What is not
-// ordered, touches the same bytes and includes a write is a race, whatever order the fibers happened to run in.
+// Order of accesses is tracked with logical time. A block's clock ticks at every release (barrier, arrival, fence); an
+// access at time r by thread t is ordered before an access of thread u if a release of t later than r has reached u.
+// What is not ordered, touches the same bytes and includes a write is a race, whatever order the fibers happened to run
+// in.
 #pragma once
 
 #include <cstdint>
@@ -48,7 +49,8 @@ struct Tensor {
 struct Counters {
   int64_t matrix_instructions = 0;
   int64_t block_barriers = 0;
-  // Rows of 16 bytes that matrix loads took from shared memory, by passes of eight, and the passes that bank conflicts cost.
+  // Rows of 16 bytes that matrix loads took from shared memory, by passes of eight, and the passes that bank conflicts
+  // cost.
   int64_t matrix_load_passes = 0;
   int64_t matrix_load_conflicts = 0;
   int64_t copies = 0;
@@ -252,8 +254,10 @@ void Machine::gather(const char* operation, void* argument, const Location& wher
   if (warp.arrived == 0) {
     warp.operation = operation;
     warp.where = where;
-  } else if (where.line() != warp.where.line() || (operation != warp.operation && std::strcmp(operation, warp.operation) != 0)) {
-    throw Fault(std::string("lanes of one warp meet in ") + operation + " and in " + warp.operation + " (" + describe(warp.where) + ")",
+  } else if (where.line() != warp.where.line() ||
+             (operation != warp.operation && std::strcmp(operation, warp.operation) != 0)) {
+    throw Fault(std::string("lanes of one warp meet in ") + operation + " and in " + warp.operation + " (" +
+                    describe(warp.where) + ")",
                 where);
   }
   warp.arguments[thread.index % 32] = argument;

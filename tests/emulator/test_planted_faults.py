@@ -57,5 +57,5 @@ def test_wrong_pages_are_found(by):
 @pytest.mark.parametrize("tensor", ["work", "page_table"])
 def test_loads_beyond_a_tensor_are_found(tensor):
     case = make_case()
-    with pytest.raises(EmulatorFault, match="of (k_cache|v_cache|q|work|page_table|no tensor)"):
+    with pytest.raises(EmulatorFault, match=r"of (k_cache|v_cache|q|work|page_table|no tensor)"):
         run(case, "16", shift=(tensor, 1 << 20))

@@ -189,7 +189,7 @@ def test_smaller_cards(shared_kilobytes):
 
 def test_too_much_shared_memory_is_an_error_before_the_launch():
     case = cases.make_case(cases.tree(2), head_dim=256)
-    with pytest.raises(EmulatorFault, match="tree_attention: head_dim 256 with 32 packed rows needs .* shared memory"):
+    with pytest.raises(EmulatorFault, match=r"tree_attention: head_dim 256 with 32 packed rows needs .* shared memory"):
         run(case, packed_rows=32, shared_bytes=99 * 1024)
     with pytest.raises(EmulatorFault, match="packed_rows is 64, expected 16 or 32"):
         run(case, packed_rows=64)

@@ -10,7 +10,8 @@ namespace apar::cuda {
 constexpr int kAppendKvThreads = 256;
 
 template <int kVectorBytes>
-APAR_KERNEL(kAppendKvThreads, 4) append_kv_kernel(APAR_GRID_CONSTANT AppendKvParams params) {
+APAR_KERNEL(kAppendKvThreads, 4)
+append_kv_kernel(APAR_GRID_CONSTANT AppendKvParams params) {
   using Element = Vector<kVectorBytes>;
   const int64_t vectors_per_head = params.head_bytes / kVectorBytes;
   const int64_t vectors_per_row = params.num_kv_heads * vectors_per_head;

@@ -16,8 +16,9 @@ void launch_rows(TreeAttentionArguments arguments, int64_t max_items, void* stre
   arguments.stages = Traits::stages_for(limits.shared_bytes_per_block);
   if (arguments.stages == 0) {
     throw std::invalid_argument("tree_attention: head_dim " + std::to_string(Traits::kHeadDim) + " with " +
-                                std::to_string(Traits::kRows) + " packed rows needs " + std::to_string(Traits::shared_bytes(2)) +
-                                " bytes of shared memory, the device has " + std::to_string(limits.shared_bytes_per_block));
+                                std::to_string(Traits::kRows) + " packed rows needs " +
+                                std::to_string(Traits::shared_bytes(2)) + " bytes of shared memory, the device has " +
+                                std::to_string(limits.shared_bytes_per_block));
   }
   const int shared_bytes = Traits::shared_bytes(arguments.stages);
   const int resident = resident_blocks(tree_attention_kernel<Traits>, Traits::kThreads, shared_bytes);
@@ -39,5 +40,6 @@ void launch_tree_attention(const TreeAttentionArguments& arguments, int packed_r
 
 }  // namespace apar::cuda
 
-#define APAR_INSTANTIATE_TREE_ATTENTION(T, head_dim) \
-  template void apar::cuda::launch_tree_attention<apar::cuda::T, head_dim>(const apar::cuda::TreeAttentionArguments&, int, int64_t, void*)
+#define APAR_INSTANTIATE_TREE_ATTENTION(T, head_dim)                                                                  \
+  template void apar::cuda::launch_tree_attention<apar::cuda::T, head_dim>(const apar::cuda::TreeAttentionArguments&, \
+                                                                           int, int64_t, void*)

@@ -1,12 +1,13 @@
 // tree_attention for 16-bit numbers: a persistent grid over work items x KV heads (core/work.h).
 //
-// A block of threads takes the items block_index(), + grid_size(), ... and treats all of them as one stream of steps. A step
-// brings 64 entries of keys and values to shared memory, some steps before they are used, and folds them into the outputs of an
-// item's packed rows, which stay in registers until the item ends. One warp more decides what the steps are (scheduler.cuh).
+// A block of threads takes the items block_index(), + grid_size(), ... and treats all of them as one stream of steps. A
+// step brings 64 entries of keys and values to shared memory, some steps before they are used, and folds them into the
+// outputs of an item's packed rows, which stay in registers until the item ends. One warp more decides what the steps
+// are (scheduler.cuh).
 //
-// The packed rows are cut into strips of 16. The warps of a strip share out the block's entries for the scores, exchange maxima
-// and weights through shared memory, and share out the output's columns for the values. Weights are summed by the matrix
-// instruction, so a row's arithmetic is the same whatever the number of warps.
+// The packed rows are cut into strips of 16. The warps of a strip share out the block's entries for the scores,
+// exchange maxima and weights through shared memory, and share out the output's columns for the values. Weights are
+// summed by the matrix instruction, so a row's arithmetic is the same whatever the number of warps.
 #pragma once
 
 #include "cuda/device.cuh"
@@ -159,7 +160,8 @@ class TreeAttention {
       const int page = load_shared(&block->pages[page_size < kTokens ? token / page_size : 0]);
       const int entry = page_size < kTokens ? token % page_size : offset + token;
       const int64_t source =
-          ((static_cast<int64_t>(page) * params_.num_kv_heads + head) * page_size + entry) * Traits::kHeadDim + part * 8;
+          ((static_cast<int64_t>(page) * params_.num_kv_heads + head) * page_size + entry) * Traits::kHeadDim +
+          part * 8;
       const uint32_t target = stage_keys + Traits::offset_of(token, part);
       copy_async_16(target, keys + (valid ? source : 0), valid, policy);
       copy_async_16(target + Traits::kHalfStageBytes, values + (valid ? source : 0), valid, policy);
@@ -242,7 +244,8 @@ class TreeAttention {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         store_shared(reinterpret_cast<uint32_t*>(weights + half * 8 * Traits::kWeightStride),
-                     pack<T>(exp2_fast(scores[tile][2 * half] - bases[half]), exp2_fast(scores[tile][2 * half + 1] - bases[half])));
+                     pack<T>(exp2_fast(scores[tile][2 * half] - bases[half]),
+                             exp2_fast(scores[tile][2 * half + 1] - bases[half])));
       }
     }
 #pragma unroll
@@ -264,7 +267,8 @@ class TreeAttention {
       for (int i = 0; i < 4; ++i) scores[tile][i] = 0.0f;
     }
     // Lane by lane the row, and of its parts the first or the second.
-    const uint32_t queries = shared_address(shared_->q[q_slot_]) + Traits::offset_of(strip_ * 16 + lane_ % 16, lane_ / 16);
+    const uint32_t queries =
+        shared_address(shared_->q[q_slot_]) + Traits::offset_of(strip_ * 16 + lane_ % 16, lane_ / 16);
     const uint32_t keys = keys_of(stage) + Traits::offset_of(first_token + lane_ / 16 * 8 + lane_ % 8, lane_ / 8 % 2);
 #pragma unroll 2
     for (int column = 0; column < Traits::kHeadDim; column += 16) {
@@ -317,7 +321,8 @@ class TreeAttention {
       for (int unit = 0; unit < Traits::kUnitsPerWarp; ++unit) {
         if (!has_unit(unit)) continue;
         uint32_t b[4];
-        load_matrices_x4_transposed(b, Traits::step_to(values, unit * Traits::kWarpsPerStrip * 2) + token * Traits::kStrideBytes);
+        load_matrices_x4_transposed(
+            b, Traits::step_to(values, unit * Traits::kWarpsPerStrip * 2) + token * Traits::kStrideBytes);
         multiply_accumulate<T>(segment_[unit][0], a, b[0], b[1]);
         multiply_accumulate<T>(segment_[unit][1], a, b[2], b[3]);
       }
@@ -419,7 +424,8 @@ class TreeAttention {
       if (row_[half] < 0) continue;
       const OutputPlace place = output_place(params_, first_packed + packed_of(half), head_);
       SoftmaxState state = total_state_[half];
-      const float before = params_.sinks != nullptr ? fold_sink(state, load_constant(params_.sinks + place.query_head)) : 1.0f;
+      const float before =
+          params_.sinks != nullptr ? fold_sink(state, load_constant(params_.sinks + place.query_head)) : 1.0f;
       const float factor = before * output_factor(state);
 #pragma unroll
       for (int unit = 0; unit < Traits::kUnitsPerWarp; ++unit) {
@@ -427,8 +433,9 @@ class TreeAttention {
 #pragma unroll
         for (int tile = 0; tile < 2; ++tile) {
           T* target = static_cast<T*>(params_.out) + place.index * Traits::kHeadDim + column_of(unit, tile);
-          store_global(reinterpret_cast<uint32_t*>(target), pack<T>(finished(total_[unit][tile][2 * half], factor),
-                                                                    finished(total_[unit][tile][2 * half + 1], factor)));
+          store_global(reinterpret_cast<uint32_t*>(target),
+                       pack<T>(finished(total_[unit][tile][2 * half], factor),
+                               finished(total_[unit][tile][2 * half + 1], factor)));
         }
       }
       if (params_.lse != nullptr && warp_in_strip_ == 0 && lane_ % 4 == 0) {
@@ -468,7 +475,8 @@ class TreeAttention {
   APAR_DEVICE void arrive_and_merge(const WorkItem* item, int merge) {
     int32_t* arrivals = params_.arrivals + static_cast<int64_t>(merge) * params_.num_kv_heads + head_;
     if (thread_index() == 0) {
-      store_global(params_.segments_used + static_cast<int64_t>(index_) * params_.num_kv_heads + head_, partials_written_);
+      store_global(params_.segments_used + static_cast<int64_t>(index_) * params_.num_kv_heads + head_,
+                   partials_written_);
     }
     synchronize_threads(kComputeBarrier, Traits::kComputeThreads);
     if (thread_index() == 0) {
@@ -499,7 +507,8 @@ class TreeAttention {
           load_from_other_block(params_.segments_used + static_cast<int64_t>(index) * params_.num_kv_heads + head_);
       for (int i = 0; i < used; ++i) {
         const PartialResult<Traits> partial(params_, first + i, head_);
-        const SoftmaxState next{load_from_other_block(partial.maximum(packed)), load_from_other_block(partial.sum(packed))};
+        const SoftmaxState next{load_from_other_block(partial.maximum(packed)),
+                                load_from_other_block(partial.sum(packed))};
         if (!folds(next)) continue;
         const FoldFactors factors = fold(state, next);
 #pragma unroll
@@ -511,7 +520,8 @@ class TreeAttention {
       }
     }
     const OutputPlace place = output_place(params_, global_packed, head_);
-    const float before = params_.sinks != nullptr ? fold_sink(state, load_constant(params_.sinks + place.query_head)) : 1.0f;
+    const float before =
+        params_.sinks != nullptr ? fold_sink(state, load_constant(params_.sinks + place.query_head)) : 1.0f;
     const float factor = before * output_factor(state);
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) {
@@ -537,9 +547,10 @@ class TreeAttention {
   // the item
   int index_ = -1, head_ = 0, q_slot_ = 0, partials_written_ = 0;
   bool leaves_segments_ = false;  // to the merge, since its total goes on from another item's
-  int row_[2] = {-1, -1};  // of this thread's packed rows lane / 4 and lane / 4 + 8 of the strip; -1: none
+  int row_[2] = {-1, -1};         // of this thread's packed rows lane / 4 and lane / 4 + 8 of the strip; -1: none
   bool segment_used_ = false;
-  // Outputs in the layout of the matrix instruction: units of 16 columns, two tiles of 8 each. Sums stand in all columns.
+  // Outputs in the layout of the matrix instruction: units of 16 columns, two tiles of 8 each. Sums stand in all
+  // columns.
   float segment_maximum_[2];
   float segment_sum_[4];
   float segment_[Traits::kUnitsPerWarp][2][4];

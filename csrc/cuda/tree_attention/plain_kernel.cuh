@@ -1,6 +1,6 @@
-// tree_attention for float32: no matrix instructions, no sharing between rows; for comparisons and models in full precision.
-// Grid: one warp per row and query head, four to a block of threads. A warp goes through its row's ranges in blocks of 64 entries:
-// each lane scores two entries, then each lane adds up every 32nd column.
+// tree_attention for float32: no matrix instructions, no sharing between rows; for comparisons and models in full
+// precision. Grid: one warp per row and query head, four to a block of threads. A warp goes through its row's ranges in
+// blocks of 64 entries: each lane scores two entries, then each lane adds up every 32nd column.
 #pragma once
 
 #include "core/work.h"
@@ -32,13 +32,15 @@ class PlainAttention {
         query_(query) {}
 
   APAR_DEVICE void run() {
-    const float* source = static_cast<const float*>(params_.q) + row_ * params_.q_row_stride + query_head_ * params_.q_head_stride;
+    const float* source =
+        static_cast<const float*>(params_.q) + row_ * params_.q_row_stride + query_head_ * params_.q_head_stride;
     for (int column = lane_; column < params_.head_dim; column += kWarpSize) {
       store_shared(query_ + column, load_constant(source + column));
     }
     synchronize_warp();
     const int end = load_constant(params_.row_begin + row_ + 1);
-    for (int i = load_constant(params_.row_begin + row_); i < end; ++i) add_range(load_constant(params_.row_ranges + i));
+    for (int i = load_constant(params_.row_begin + row_); i < end; ++i)
+      add_range(load_constant(params_.row_ranges + i));
     write_output();
   }
 
@@ -48,7 +50,8 @@ class PlainAttention {
     const int32_t* pages = params_.page_table + static_cast<int64_t>(range.stream) * params_.max_pages;
     for (int position = begin / kBlockEntries * kBlockEntries; position < end; position += kBlockEntries) {
       if (position % kSegmentEntries == 0) fold_segment();
-      add_block(pages, position, position > begin ? position : begin, position + kBlockEntries < end ? position + kBlockEntries : end);
+      add_block(pages, position, position > begin ? position : begin,
+                position + kBlockEntries < end ? position + kBlockEntries : end);
     }
     fold_segment();
   }
@@ -65,7 +68,8 @@ class PlainAttention {
       sources[i] = -1;
       if (entry >= first && entry < end) {
         const int64_t page = load_constant(pages + entry / params_.page_size);
-        sources[i] = ((page * params_.num_kv_heads + head_) * params_.page_size + entry % params_.page_size) * params_.head_dim;
+        sources[i] =
+            ((page * params_.num_kv_heads + head_) * params_.page_size + entry % params_.page_size) * params_.head_dim;
         const float* key = static_cast<const float*>(params_.k_cache) + sources[i];
         float product = 0.0f;
         for (int column = 0; column < params_.head_dim; ++column) {
@@ -76,7 +80,8 @@ class PlainAttention {
       maximum = max_of(maximum, scores[i]);
     }
 #pragma unroll
-    for (int distance = 1; distance < kWarpSize; distance *= 2) maximum = max_of(maximum, shuffle_xor(maximum, distance));
+    for (int distance = 1; distance < kWarpSize; distance *= 2)
+      maximum = max_of(maximum, shuffle_xor(maximum, distance));
     const float base = maximum == minus_infinity() ? 0.0f : maximum;
     const float factor = exp2_fast(segment_.maximum - base);
     segment_.maximum = maximum;
@@ -95,7 +100,8 @@ class PlainAttention {
 #pragma unroll
         for (int c = 0; c < kPlainColumns; ++c) {
           const int column = c * kWarpSize + lane_;
-          if (column < params_.head_dim) segment_output_[c] = multiply_add(entry_weight, load_constant(value + column), segment_output_[c]);
+          if (column < params_.head_dim)
+            segment_output_[c] = multiply_add(entry_weight, load_constant(value + column), segment_output_[c]);
         }
       }
     }
@@ -105,7 +111,8 @@ class PlainAttention {
     if (folds(segment_)) {
       const FoldFactors factors = fold(total_, segment_);
 #pragma unroll
-      for (int c = 0; c < kPlainColumns; ++c) total_output_[c] = fold_output(total_output_[c], segment_output_[c], factors);
+      for (int c = 0; c < kPlainColumns; ++c)
+        total_output_[c] = fold_output(total_output_[c], segment_output_[c], factors);
     }
     segment_ = empty_state();
 #pragma unroll
@@ -113,14 +120,16 @@ class PlainAttention {
   }
 
   APAR_DEVICE void write_output() {
-    const float before = params_.sinks != nullptr ? fold_sink(total_, load_constant(params_.sinks + query_head_)) : 1.0f;
+    const float before =
+        params_.sinks != nullptr ? fold_sink(total_, load_constant(params_.sinks + query_head_)) : 1.0f;
     const float factor = before * output_factor(total_);
     const int64_t index = static_cast<int64_t>(row_) * params_.num_kv_heads * params_.group_size + query_head_;
 #pragma unroll
     for (int c = 0; c < kPlainColumns; ++c) {
       const int column = c * kWarpSize + lane_;
       if (column < params_.head_dim) {
-        store_global(static_cast<float*>(params_.out) + index * params_.head_dim + column, total_output_[c] * factor + 0.0f);
+        store_global(static_cast<float*>(params_.out) + index * params_.head_dim + column,
+                     total_output_[c] * factor + 0.0f);
       }
     }
     if (params_.lse != nullptr && lane_ == 0) store_global(params_.lse + index, natural_lse(total_));
@@ -136,7 +145,7 @@ class PlainAttention {
 
 // A template only so that several files may include it.
 template <typename Arguments>
-APAR_KERNEL(kPlainWarps * kWarpSize, 4)
+APAR_KERNEL(kPlainWarps* kWarpSize, 4)
 plain_attention_kernel(APAR_GRID_CONSTANT Arguments arguments) {
   const TreeAttentionParams& params = arguments.params;
   const int query_heads = params.num_kv_heads * params.group_size;

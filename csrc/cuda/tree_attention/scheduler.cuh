@@ -1,5 +1,6 @@
-// One warp decides what a block of threads does next: which item, which 64 entries of which stream, which of its rows see which of
-// them. Lanes hold the rows, each with the range that it reads now and the one that it reads next, loaded ahead.
+// One warp decides what a block of threads does next: which item, which 64 entries of which stream, which of its rows
+// see which of them. Lanes hold the rows, each with the range that it reads now and the one that it reads next, loaded
+// ahead.
 #pragma once
 
 #include "core/work.h"
@@ -60,7 +61,8 @@ class Scheduler {
     uint32_t low = 0, high = 0;
 #pragma unroll
     for (int i = 0; i < kRowsPerLane; ++i) {
-      const int first = clamp(begin_[i] - position_, 0, kTokens), end = clamp(smaller(end_[i], limit_) - position_, 0, kTokens);
+      const int first = clamp(begin_[i] - position_, 0, kTokens),
+                end = clamp(smaller(end_[i], limit_) - position_, 0, kTokens);
       seen_[i] = end > first ? first | end << 16 : 0;
       low |= bits_between(smaller(first, 32), smaller(end, 32));
       high |= bits_between(larger(first, 32) - 32, larger(end, 32) - 32);
@@ -73,7 +75,8 @@ class Scheduler {
     if (lane_ * entries < kTokens) {
       const int first = lane_ * entries % 32;
       const uint32_t word = lane_ * entries < 32 ? visible_[0] : visible_[1];
-      const uint32_t seen = entries == kTokens ? visible_[0] | visible_[1] : word & bits_between(first, first + entries);
+      const uint32_t seen =
+          entries == kTokens ? visible_[0] | visible_[1] : word & bits_between(first, first + entries);
       if (seen != 0) {
         page_ = load_constant(params_.page_table + static_cast<int64_t>(stream_) * params_.max_pages +
                               (position_ >> page_shift_) + lane_);
@@ -114,7 +117,8 @@ class Scheduler {
     head_ = work_ % params_.num_kv_heads;
     work_ += grid_size();
     ++num_started_;
-    item_int_ = lane_ < kWorkItemInts ? load_constant(reinterpret_cast<const int32_t*>(params_.items + index) + lane_) : 0;
+    item_int_ =
+        lane_ < kWorkItemInts ? load_constant(reinterpret_cast<const int32_t*>(params_.items + index) + lane_) : 0;
     const int first_packed = shuffle(item_int_, 0), num_packed = shuffle(item_int_, 1);
     begin_walk_ = shuffle(item_int_, 2);
     begin_segment_ = shuffle(item_int_, 3);

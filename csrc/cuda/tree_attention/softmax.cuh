@@ -1,5 +1,5 @@
-// The state of an online softmax over scores in units of log2, and the one way in which states are folded: kernels, merges
-// and sinks all use it, so the same states in the same order give the same bits wherever they meet.
+// The state of an online softmax over scores in units of log2, and the one way in which states are folded: kernels,
+// merges and sinks all use it, so the same states in the same order give the same bits wherever they meet.
 #pragma once
 
 #include "cuda/device.cuh"

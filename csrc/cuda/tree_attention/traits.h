@@ -25,9 +25,9 @@ struct Block {
   int32_t flags;
   int32_t q_slot;
   int32_t head;
-  int32_t offset;             // of the first entry in its page
-  uint32_t visible[2];        // entries that any row of the item sees, a bit each
-  WorkItem item;              // with kFirstOfItem
+  int32_t offset;       // of the first entry in its page
+  uint32_t visible[2];  // entries that any row of the item sees, a bit each
+  WorkItem item;        // with kFirstOfItem
   int32_t pages[kMaxPagesPerBlock];
   int32_t seen[kRows];  // per row of the item: first entry seen | one past the last << 16
 };
@@ -51,10 +51,11 @@ struct TreeAttentionTraits {
   static constexpr int kScoreTiles = kTokensPerWarp / 8;
   static constexpr int kColumnUnits = kHeadDim / 16;
   static constexpr int kUnitsPerWarp = (kColumnUnits + kWarpsPerStrip - 1) / kWarpsPerStrip;
-  static_assert(kRows <= most_packed_rows(kHeadDim) && kHeadDim % 16 == 0 && kRows % 16 == 0 && kWarps % kStrips == 0 && kScoreTiles % 2 == 0);
+  static_assert(kRows <= most_packed_rows(kHeadDim) && kHeadDim % 16 == 0 && kRows % 16 == 0 && kWarps % kStrips == 0 &&
+                kScoreTiles % 2 == 0);
 
-  // The eight rows of a matrix load must lie in different banks: where a row is a multiple of 128 bytes its 16-byte parts
-  // are permuted by the row's number, else it is 16 bytes longer than its numbers.
+  // The eight rows of a matrix load must lie in different banks: where a row is a multiple of 128 bytes its 16-byte
+  // parts are permuted by the row's number, else it is 16 bytes longer than its numbers.
   static constexpr bool kPermuted = kHeadDim % 64 == 0;
   static constexpr int kStride = kPermuted ? kHeadDim : kHeadDim + 8;
   static constexpr int kWeightStride = kTokens + 8;
@@ -66,8 +67,8 @@ struct TreeAttentionTraits {
   static APAR_DEVICE uint32_t offset_of(int row, int part) {
     return row * kStrideBytes + (kPermuted ? part ^ (row % 8) : part) * 16;
   }
-  // From the address of part `low` of a row to that of part `low + step`: `step` is known to the compiler, and the two have
-  // no bit in common.
+  // From the address of part `low` of a row to that of part `low + step`: `step` is known to the compiler, and the two
+  // have no bit in common.
   static APAR_DEVICE uint32_t step_to(uint32_t address, int step) {
     return kPermuted ? (address ^ (step % 8 * 16)) + step / 8 * 128 : address + step * 16;
   }

@@ -36,14 +36,16 @@ void launch_head_dim(const TreeAttentionArguments& arguments, int packed_rows, i
     case 256:
       return launch_tree_attention<T, 256>(arguments, packed_rows, max_items, stream);
     default:
-      fail("q has head_dim " + std::to_string(arguments.params.head_dim) + ", expected one of 64, 80, 96, 128, 256 on a CUDA device");
+      fail("q has head_dim " + std::to_string(arguments.params.head_dim) +
+           ", expected one of 64, 80, 96, 128, 256 on a CUDA device");
   }
 }
 
 void launch_plain(const TreeAttentionArguments& arguments, void* stream) {
   const TreeAttentionParams& params = arguments.params;
   if (params.head_dim > kPlainMaxHeadDim) {
-    fail("q has head_dim " + std::to_string(params.head_dim) + ", expected at most " + std::to_string(kPlainMaxHeadDim));
+    fail("q has head_dim " + std::to_string(params.head_dim) + ", expected at most " +
+         std::to_string(kPlainMaxHeadDim));
   }
   const int64_t warps = static_cast<int64_t>(params.num_rows) * params.num_kv_heads * params.group_size;
   launch("tree_attention", plain_attention_kernel<PlainAttentionArguments>, (warps + kPlainWarps - 1) / kPlainWarps,

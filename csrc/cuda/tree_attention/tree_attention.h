@@ -4,8 +4,8 @@
 
 namespace apar::cuda {
 
-// Attention of every row over its ranges, on `stream` of `device`: one launch. `params.work` was made by write_work with
-// `packed_rows` and holds at most `max_items` items. Throws before the launch where the device cannot run it.
+// Attention of every row over its ranges, on `stream` of `device`: one launch. `params.work` was made by write_work
+// with `packed_rows` and holds at most `max_items` items. Throws before the launch where the device cannot run it.
 void tree_attention(const TreeAttentionParams& params, Element element, int packed_rows, int64_t max_items, int device,
                     void* stream);
 
