@@ -29,7 +29,8 @@ CPP_FILES = $(shell find csrc tests/cpp tests/emulator -name '*.cpp' -o -name '*
 .PHONY: demo test build wheel asan lint format clean
 
 demo: build
-	$(RUN) -c "from apar import info; print(info.render(info.collect()))"
+	PYTHONPATH=.:python $(RUN) -m apar info
+	PYTHONPATH=.:python $(RUN) -m apar replay
 
 test: build
 	$(RUN) -m pytest $(TESTS)

@@ -103,7 +103,6 @@ print(apar_ext.__file__)
     assert Path(place).is_relative_to(environment)
 
 
-@pytest.mark.skipif(not (ROOT / "python/apar/cli.py").exists(), reason="the command line is not there yet")
 def test_command_line(environment):
     facts = json.loads(run(environment / "bin" / "apar", "info", "--json", cwd=environment))
     assert facts["cpu_level"]
