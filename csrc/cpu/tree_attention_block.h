@@ -219,34 +219,38 @@ class Block {
     }
   }
 
+  // Not inlined: on their own these loops keep their pointers in registers.
+
   // keys_[word][entry]
-  void fill_keys() {
+  [[gnu::noinline]] void fill_keys() {
+    const int64_t words = words_;
     for (int32_t entry = 0; entry < kEntries; entry += kLanes) {
       if (!visible(entry, kLanes)) continue;
-      for (int64_t word = 0; word < words_; word += kLanes) {
+      const Storage* const* rows = keys_at_ + entry;
+      float* target = keys_ + entry;
+      for (int64_t word = 0; word < words; word += kLanes, target += kLanes * kEntries) {
+        const int64_t count = words - word < kLanes ? words - word : kLanes;
         Float lanes[kLanes];
         for (int i = 0; i < kLanes; ++i) {
           if constexpr (kPacked) {
-            lanes[i] = Element::load_words(reinterpret_cast<const float*>(keys_at_[entry + i]) + word, words_ - word);
+            lanes[i] = Element::load_words(reinterpret_cast<const float*>(rows[i]) + word, count);
           } else {
-            lanes[i] = Element::load(keys_at_[entry + i] + word);
+            lanes[i] = Element::load(rows[i] + word);
           }
         }
         Vec::transpose(lanes);
-        prefetcher_.advance(kFillWork * kLanes);
-        const int64_t count = words_ - word < kLanes ? words_ - word : kLanes;
-        float* target = keys_ + word * kEntries + entry;
         if (count == kLanes) {
           for (int i = 0; i < kLanes; ++i) Vec::store(target + i * kEntries, lanes[i]);
         } else {
           for (int i = 0; i < count; ++i) Vec::store(target + i * kEntries, lanes[i]);
         }
+        prefetcher_.advance(kFillWork * kLanes);
       }
     }
   }
 
-  // Column chunks of the values: as wide as a register block, evenly cut. A chunk lies contiguous: [entry
-  // (pair)][column].
+  // Column chunks of the values: as wide as a register block, evenly cut. Each lies contiguous, [entry /
+  // kPack][column].
   int32_t num_chunks() const {
     const int32_t vectors = static_cast<int32_t>(head_dim_) / kLanes;
     return (vectors + Vec::kBlockCols - 1) / Vec::kBlockCols;
@@ -258,27 +262,31 @@ class Block {
     const int32_t chunks = num_chunks();
     for (int32_t chunk = 0; chunk < chunks; ++chunk) {
       const int32_t begin = chunk_begin(chunk), vectors = chunk_begin(chunk + 1) - begin;
-      float* target = values_ + static_cast<int64_t>(begin) * kLanes * (kEntries / kPack);
-      for (int32_t entry = 0; entry < kEntries; entry += kPack, target += vectors * kLanes) {
-        if (!visible(entry, kPack)) continue;
-        prefetcher_.advance(kFillWork * static_cast<float>(vectors));
-        for (int32_t j = 0; j < vectors; ++j) {
-          const int64_t column = (begin + j) * kLanes;
-          if constexpr (kPacked) {
-            Vec::store(target + j * kLanes,
-                       Element::interleave(values_at_[entry] + column, values_at_[entry + 1] + column));
-          } else {
-            Vec::store(target + j * kLanes, Element::load(values_at_[entry] + column));
-          }
+      fill_chunk(values_ + static_cast<int64_t>(begin) * kLanes * (kEntries / kPack), begin * kLanes, vectors);
+    }
+  }
+
+  [[gnu::noinline]] void fill_chunk(float* target, int64_t column, int32_t vectors) {
+    constexpr int32_t kStep = 8;  // the smallest page
+    for (int32_t first = 0; first < kEntries; first += kStep, target += kStep / kPack * vectors * kLanes) {
+      if (!visible(first, kStep)) continue;
+      float* row = target;
+      for (int32_t entry = first; entry < first + kStep; entry += kPack, row += vectors * kLanes) {
+        const Storage* source = values_at_[entry] + column;
+        if constexpr (kPacked) {
+          Element::interleave(row, source, values_at_[entry + 1] + column, vectors);
+        } else {
+          for (int32_t j = 0; j < vectors; ++j) Vec::store(row + j * kLanes, Element::load(source + j * kLanes));
         }
       }
+      prefetcher_.advance(kFillWork * static_cast<float>(kStep / kPack * vectors));
     }
   }
 
   // ---- softmax ----
 
   // Row i of the list: scores to probabilities, and the row's running maximum and sums.
-  void softmax(int32_t i) {
+  [[gnu::noinline]] void softmax(int32_t i) {
     constexpr int kVectors = kEntries / kLanes;
     prefetcher_.advance(kSoftmaxWork);
     float* scores = score_[i];
