@@ -65,12 +65,12 @@ class Decoder:
         """Take up waiting requests, then let every branch that has a row write one token."""
         forest, recorder = self.forest, self.recorder
         recorder.prefill_seconds += self._admit(waiting)
+        if self.observe is not None:
+            self.observe(self)
         started_at = time.perf_counter()
         num_rows = forest.num_rows
         slots = forest.row_slot[:num_rows].numpy()
         recorder.count(slots, forest.num_pages.numpy())
-        if self.observe is not None:
-            self.observe(self)
         forward_at = time.perf_counter()
         logits = self._forward(num_rows)
         forward_seconds = time.perf_counter() - forward_at
@@ -81,7 +81,9 @@ class Decoder:
         recorder.step += 1
         recorder.forward_seconds += forward_seconds
         recorder.follow(forest.opened.tolist(), forest.ended.tolist())
-        recorder.overhead_seconds += time.perf_counter() - started_at - forward_seconds
+        overhead_seconds = time.perf_counter() - started_at - forward_seconds
+        recorder.overhead_seconds += overhead_seconds
+        recorder.overhead_of_steps.append(overhead_seconds)
 
     def _admit(self, waiting: deque[Request]) -> float:
         """Take up requests while the forest has room for them, and write their prompts to the cache. Returns

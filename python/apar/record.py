@@ -77,6 +77,7 @@ class Recorder:
         self.prefill_seconds = 0.0
         self.forward_seconds = 0.0
         self.overhead_seconds = 0.0
+        self.overhead_of_steps: list[float] = []  # in seconds
         self.events: list[Event] = []
         self.writers: list[Writer | None] = [None] * max_slots
         self._writer_of_branch: dict[int, Writer] = {}

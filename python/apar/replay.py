@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -54,6 +55,7 @@ class ReplayStats:
     kv_bytes_read_per_branch: int
     peak_pages: int
     peak_branches: int
+    overhead_us_per_step: float
 
     @property
     def tokens_per_second(self) -> float:
@@ -63,15 +65,10 @@ class ReplayStats:
     def decode_seconds(self) -> float:
         return self.forward_seconds + self.overhead_seconds
 
-    @property
-    def overhead_us_per_step(self) -> float:
-        return 1e6 * self.overhead_seconds / max(1, self.steps)
-
     def to_dict(self) -> dict[str, Any]:
         return {
             **dataclasses.asdict(self),
             "tokens_per_second": self.tokens_per_second,
-            "overhead_us_per_step": self.overhead_us_per_step,
         }
 
 
@@ -273,6 +270,7 @@ def _run(
         kv_bytes_read_per_branch=meter.entries_read_per_branch * meter.entry_bytes,
         peak_pages=meter.peak_pages,
         peak_branches=max(output.stats.peak_branches for output in outputs),
+        overhead_us_per_step=1e6 * statistics.median(recorder.overhead_of_steps),
     )
     return stats, outputs
 
@@ -330,8 +328,8 @@ def random_llama(
 
 
 def add_stats(parts: Sequence[ReplayStats]) -> ReplayStats:
-    """Stats of replays that ran one after the other, as one: sums, and of peaks the largest."""
-    peaks = ("peak_pages", "peak_branches")
+    """Stats of replays that ran one after the other, as one: sums, and of peaks and medians the largest."""
+    peaks = ("peak_pages", "peak_branches", "overhead_us_per_step")
     names = [field.name for field in dataclasses.fields(ReplayStats)]
     return ReplayStats(
         **{name: (max if name in peaks else sum)(getattr(part, name) for part in parts) for name in names}

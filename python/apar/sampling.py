@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -67,15 +68,26 @@ def uniforms(keys: np.ndarray, positions: np.ndarray) -> np.ndarray:
 def choose_greedy(logits: torch.Tensor) -> torch.Tensor:
     """logits: [R, V] -> [R] int32, the most likely token. Raises FloatingPointError on NaN or a row without any
     token."""
+    if logits.device.type == "cpu":
+        # NumPy's argmax is ten times as fast as torch's; both take the first of equals, and NaN before anything.
+        values = logits.detach().float().numpy()
+        tokens = values.argmax(axis=-1)
+        best = values[np.arange(len(values)), tokens]
+        if not np.isfinite(best).all():
+            _refuse(torch.from_numpy(best))
+        return torch.from_numpy(tokens.astype(np.int32))
     best, tokens = logits.max(dim=-1)
-    _check_rows(best)
+    if not torch.isfinite(best).all():
+        _refuse(best)
     return tokens.to(torch.int32)
 
 
 def choose(logits: torch.Tensor, sampling: Sampling, numbers: np.ndarray) -> torch.Tensor:
     """logits: [R, V]; numbers: [R] in [0, 1) -> [R] int32: inverse of the cumulated distribution after temperature,
     top_k, top_p (in this order; of equally likely tokens at the edge of top_p the one with the smaller id stays)."""
-    _check_rows(logits.amax(dim=-1))
+    best = logits.amax(dim=-1)
+    if not torch.isfinite(best).all():
+        _refuse(best)
     scaled = logits.double() / sampling.temperature
     if 0 < sampling.top_k < scaled.shape[-1]:
         kept, ids = scaled.topk(sampling.top_k, dim=-1)
@@ -98,11 +110,10 @@ def choose(logits: torch.Tensor, sampling: Sampling, numbers: np.ndarray) -> tor
     return tokens.squeeze(-1).to(torch.int32)
 
 
-def _check_rows(best: torch.Tensor) -> None:
-    if not torch.isfinite(best).all():
-        row = int((~torch.isfinite(best)).nonzero()[0])
-        what = "NaN" if best[row].isnan() else f"{best[row].item()} as the largest logit"
-        raise FloatingPointError(f"logits: the model gave {what} in row {row} of the step; expected finite numbers")
+def _refuse(best: torch.Tensor) -> NoReturn:
+    row = int((~torch.isfinite(best)).nonzero()[0])
+    what = "NaN" if best[row].isnan() else f"{best[row].item()} as the largest logit"
+    raise FloatingPointError(f"logits: the model gave {what} in row {row} of the step; expected finite numbers")
 
 
 def _mix(value: int) -> int:
