@@ -26,8 +26,8 @@ class Rows:
     recorder: Recorder
 
 
-Chooser = Callable[[torch.Tensor, Rows], torch.Tensor]
-"""(logits [R, V] with the grammar's masks applied, rows) -> [R] int32, the next token of each row."""
+Chooser = Callable[[torch.Tensor, Rows], list[int]]
+"""(logits [R, V] with the grammar's masks applied, rows) -> the next token of each row."""
 
 
 class TokenChooser:
@@ -41,12 +41,13 @@ class TokenChooser:
         self.sampling = sampling
         self.processors = tuple(processors)
 
-    def __call__(self, logits: torch.Tensor, rows: Rows) -> torch.Tensor:
+    def __call__(self, logits: torch.Tensor, rows: Rows) -> list[int]:
         if self.processors:
             logits = self._process(logits, rows)
         if self.sampling.greedy:
-            return choose_greedy(logits)
-        return choose(logits, self.sampling, uniforms(rows.recorder.key_of_slot[rows.slots], rows.positions))
+            return choose_greedy(logits).tolist()
+        numbers = uniforms(rows.recorder.key_of_slot[rows.slots], rows.positions)
+        return choose(logits, self.sampling, numbers).tolist()
 
     def _process(self, logits: torch.Tensor, rows: Rows) -> torch.Tensor:
         forbidden = logits == -torch.inf
@@ -65,7 +66,7 @@ class ScriptChooser:
     def __init__(self, scripts: Sequence[dict[BranchId, Sequence[int]]]) -> None:
         self.scripts = scripts
 
-    def __call__(self, logits: torch.Tensor, rows: Rows) -> torch.Tensor:
+    def __call__(self, logits: torch.Tensor, rows: Rows) -> list[int]:
         choose_greedy(logits)  # what a real run does here is part of what a replay costs
         tokens = []
         for slot in rows.slots.tolist():
@@ -73,4 +74,4 @@ class ScriptChooser:
             branch = writer.branch
             written = len(branch.token_ids) - (branch.parent is not None)
             tokens.append(self.scripts[writer.request.index][branch.id][written])
-        return torch.tensor(tokens, dtype=torch.int32)
+        return tokens

@@ -71,12 +71,13 @@ class Decoder:
         num_rows = forest.num_rows
         slots = forest.row_slot[:num_rows].numpy()
         recorder.count(slots, forest.num_pages.numpy())
+        inputs = self._inputs(num_rows)
         forward_at = time.perf_counter()
-        logits = self._forward(num_rows)
+        logits = self.model(**inputs).logits[0]
         forward_seconds = time.perf_counter() - forward_at
         mask_logits_(logits, forest.row_may_fork[:num_rows], self.grammar.fork_id, self.grammar.child_id)
         chosen = self.choose(logits, Rows(slots, forest.row_position[:num_rows].numpy() + 1, recorder))
-        tokens = recorder.write(slots.tolist(), chosen.tolist())
+        tokens = recorder.write(slots.tolist(), chosen)
         forest.advance(torch.tensor(tokens, dtype=torch.int32))
         recorder.step += 1
         recorder.forward_seconds += forward_seconds
@@ -121,18 +122,17 @@ class Decoder:
             request.prefill_seconds = seconds
         return seconds
 
-    def _forward(self, num_rows: int) -> torch.Tensor:
-        """Feed the rows of the step. Returns their logits, [R, V]."""
+    def _inputs(self, num_rows: int) -> dict[str, Any]:
+        """The rows of the step as the model wants them; the cache gets to know what they write and read."""
         forest = self.forest
         window_plans = {window: forest.window_plan(window) for window in self.cache.windows}
         self.cache.step = Step(forest.row_kv_slot[:num_rows], forest.plan(), window_plans)
-        logits = self.model(
-            input_ids=forest.row_token[:num_rows].long().unsqueeze(0),
-            position_ids=forest.row_position[:num_rows].long().unsqueeze(0),
-            past_key_values=self.cache,
-            use_cache=True,
-        ).logits
-        return logits[0]
+        return {
+            "input_ids": forest.row_token[:num_rows].long().unsqueeze(0),
+            "position_ids": forest.row_position[:num_rows].long().unsqueeze(0),
+            "past_key_values": self.cache,
+            "use_cache": True,
+        }
 
 
 def make_forest(cache: PagedCache, grammar: Grammar, room: Room) -> Forest:

@@ -105,6 +105,13 @@ class Recorder:
     def count(self, slots: np.ndarray, pages_of_slot: np.ndarray) -> None:
         """Count a step. slots: [R], the slot of each row; pages_of_slot: [S], pages held while it runs."""
         num_requests = len(self.steps)
+        if num_requests == 1:
+            rows, pages = len(slots), int(pages_of_slot.sum())
+            self.steps += 1
+            self.tokens += rows
+            self.peak_branches[0] = max(self.peak_branches[0], rows)
+            self.peak_pages[0] = max(self.peak_pages[0], pages)
+            return
         rows = np.bincount(self.request_of_slot[slots], minlength=num_requests)
         pages = np.bincount(self.request_of_slot, weights=pages_of_slot, minlength=num_requests).astype(np.int64)
         self.steps += rows > 0

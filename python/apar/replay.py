@@ -306,6 +306,7 @@ def random_llama(
     intermediate_size: int | None = None,
     vocabulary: int = 32000,
     positions: int = 4096,
+    tie_embeddings: bool = False,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> Any:
@@ -320,6 +321,7 @@ def random_llama(
         intermediate_size=intermediate_size or hidden_size * 8 // 3 // 64 * 64,
         vocab_size=vocabulary,
         max_position_embeddings=positions,
+        tie_word_embeddings=tie_embeddings,
         attn_implementation="apar",
     )
     with torch.random.fork_rng(devices=[]):

@@ -75,7 +75,7 @@ def choose_greedy(logits: torch.Tensor) -> torch.Tensor:
         best = values[np.arange(len(values)), tokens]
         if not np.isfinite(best).all():
             _refuse(torch.from_numpy(best))
-        return torch.from_numpy(tokens.astype(np.int32))
+        return torch.from_numpy(tokens).to(torch.int32)
     best, tokens = logits.max(dim=-1)
     if not torch.isfinite(best).all():
         _refuse(best)
