@@ -261,8 +261,12 @@ def _info(options: argparse.Namespace) -> int:
 
 
 def _load(options: argparse.Namespace) -> tuple[Any, Any]:
+    from transformers.utils import logging
+
     from .loading import load
 
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
     return load(options.model, dtype=None if options.dtype is None else _dtype(options.dtype), device=options.device)
 
 
