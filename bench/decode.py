@@ -23,8 +23,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "python")]
 
 from apar.replay import add_stats, random_llama, read_trees, replay  # noqa: E402
-from bench.common import print_table, write_results  # noqa: E402
 
+from bench.common import print_table, write_results  # noqa: E402
 from bench.tree_count import TreeCount  # noqa: E402
 
 SIZE = {"hidden_size": 768, "layers": 12, "heads": 12, "intermediate_size": 2048}  # 110M with 32,000 tokens
@@ -49,7 +49,9 @@ def main() -> None:
         parser.error(f"--answers-of: no answers of {options.answers_of!r}")
     forked = [record for record in records if len(record["tree"]) > 1]
     size = {"hidden_size": 64, "layers": 2, "heads": 2} if options.quick else SIZE
-    model = random_llama(**size, positions=2048, tie_embeddings=True, dtype=getattr(torch, options.dtype))
+    model = random_llama(
+        **size, vocabulary=32000, positions=2048, tie_embeddings=True, dtype=getattr(torch, options.dtype)
+    )
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{parameters / 1e6:.0f}M parameters, {options.dtype}; {len(forked)} of {len(records)} answers fork\n")
 
@@ -174,7 +176,7 @@ def plain_generation_seconds(model: Any, prompts: list[int], new_tokens: int) ->
 
 def overhead() -> dict[str, Any]:
     """Eight branches of 150 tokens each on a model that is nearly nothing but its vocabulary of 32,000."""
-    model = random_llama(hidden_size=64, layers=1, heads=2)
+    model = random_llama(hidden_size=64, layers=1, heads=2, vocabulary=32000)
     tree = [1, *(part for _ in range(7) for part in ([150], 1))]
     tree[-1] = 150
     medians = [replay(model, [tree], compare=False).tree.overhead_us_per_step for _ in range(5)]

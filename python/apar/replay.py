@@ -299,12 +299,12 @@ class _KvMeter:
 
 def random_llama(
     *,
-    hidden_size: int = 512,
-    layers: int = 8,
-    heads: int = 8,
+    hidden_size: int = 384,
+    layers: int = 6,
+    heads: int = 6,
     kv_heads: int | None = None,
     intermediate_size: int | None = None,
-    vocabulary: int = 32000,
+    vocabulary: int = 16000,
     positions: int = 4096,
     tie_embeddings: bool = False,
     dtype: torch.dtype = torch.float32,
