@@ -7,18 +7,17 @@
 Importing the package makes `attn_implementation="apar"` known to transformers.
 """
 
+from apar.attention import register
+from apar.cache import PagedCache, Step, UnsupportedModelError
+from apar.events import Ended, Event, Finished, Forked, Started, Token
+from apar.generate import generate, stream
+from apar.grammar import Grammar
+from apar.hook import custom_generate
+from apar.loading import load
+from apar.output import Branch, Output, Stats
+from apar.replay import ReplayReport, ReplayStats, read_trees, replay
+from apar.tree import ParagraphTree
 from apar_ext.version import __version__
-
-from .attention import register
-from .cache import PagedCache, Step, UnsupportedModelError
-from .events import Ended, Event, Finished, Forked, Started, Token
-from .generate import generate, stream
-from .grammar import Grammar
-from .hook import custom_generate
-from .loading import load
-from .output import Branch, Output, Stats
-from .replay import ReplayReport, ReplayStats, read_trees, replay
-from .tree import ParagraphTree
 
 register()
 

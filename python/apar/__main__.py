@@ -1,5 +1,5 @@
 """`python -m apar`"""
 
-from .cli import main
+from apar.cli import main
 
 raise SystemExit(main())

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from .record import Recorder
-from .sampling import Sampling, choose, choose_greedy, uniforms
-from .tree import BranchId
+from apar.record import Recorder
+from apar.sampling import Sampling, choose, choose_greedy, uniforms
+from apar.tree import BranchId
 
 LogitsProcessor = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """As in transformers: (input_ids [1, L], scores [1, V]) -> scores [1, V]. ``input_ids`` is the branch's own path."""

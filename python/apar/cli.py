@@ -126,8 +126,8 @@ def _add_room_options(parser: Any) -> None:
 
 
 def _generate(options: argparse.Namespace) -> int:
-    from .generate import generate
-    from .live import LiveBranches
+    from apar.generate import generate
+    from apar.live import LiveBranches
 
     texts = options.prompts or [sys.stdin.read()]
     model, tokenizer = _load(options)
@@ -179,8 +179,8 @@ def _stats_line(stats: Any) -> str:
 
 
 def _replay(options: argparse.Namespace) -> int:
-    from .live import LiveBranches
-    from .replay import DEMO_TREE, random_llama, read_trees, replay
+    from apar.live import LiveBranches
+    from apar.replay import DEMO_TREE, random_llama, read_trees, replay
 
     if options.trees is None:
         trees, prompt_tokens = [DEMO_TREE], [32]
@@ -222,7 +222,7 @@ def _replay(options: argparse.Namespace) -> int:
 
 
 def _replay_table(reports: Sequence[Any], title: str) -> str:
-    from .replay import add_stats
+    from apar.replay import add_stats
 
     tree = add_stats([report.tree for report in reports])
     columns = [("branches in parallel", tree)]
@@ -253,7 +253,7 @@ def _replay_table(reports: Sequence[Any], title: str) -> str:
 
 
 def _info(options: argparse.Namespace) -> int:
-    from . import info
+    from apar import info
 
     found = info.collect()
     print(json.dumps(found) if options.json else info.render(found))
@@ -263,7 +263,7 @@ def _info(options: argparse.Namespace) -> int:
 def _load(options: argparse.Namespace) -> tuple[Any, Any]:
     from transformers.utils import logging
 
-    from .loading import load
+    from apar.loading import load
 
     if not sys.stderr.isatty():
         logging.disable_progress_bar()

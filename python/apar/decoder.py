@@ -13,16 +13,15 @@ from typing import Any
 
 import torch
 
+from apar.cache import PagedCache, Step
+from apar.choosers import Chooser, Rows
+from apar.events import Event
+from apar.forest import Forest, ForestConfig
+from apar.grammar import Grammar
+from apar.prefill import PromptStream, prefill
+from apar.record import Recorder, Request
+from apar.room import Room
 from apar_ext import mask_logits_
-
-from .cache import PagedCache, Step
-from .choosers import Chooser, Rows
-from .events import Event
-from .forest import Forest, ForestConfig
-from .grammar import Grammar
-from .prefill import PromptStream, prefill
-from .record import Recorder, Request
-from .room import Room
 
 
 class Decoder:

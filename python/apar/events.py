@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from .output import Output
-from .tree import BranchId, decode
+from apar.output import Output
+from apar.tree import BranchId, decode
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from .choosers import LogitsProcessor
-from .events import Event
-from .grammar import Grammar
-from .output import Output
-from .progress import progress_bar
-from .prompts import Prompts
-from .room import DEFAULT_LIVE_BRANCHES, check_integer
-from .run import PreparedRun
-from .sampling import make_sampling
+from apar.choosers import LogitsProcessor
+from apar.events import Event
+from apar.grammar import Grammar
+from apar.output import Output
+from apar.progress import progress_bar
+from apar.prompts import Prompts
+from apar.room import DEFAULT_LIVE_BRANCHES, check_integer
+from apar.run import PreparedRun
+from apar.sampling import make_sampling
 
 
 def generate(

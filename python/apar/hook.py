@@ -18,11 +18,11 @@ from transformers.generation import (
     TopPLogitsWarper,
 )
 
-from .grammar import Grammar
-from .output import Output
-from .room import DEFAULT_LIVE_BRANCHES
-from .run import PreparedRun
-from .sampling import Sampling, make_sampling
+from apar.grammar import Grammar
+from apar.output import Output
+from apar.room import DEFAULT_LIVE_BRANCHES
+from apar.run import PreparedRun
+from apar.sampling import Sampling, make_sampling
 
 
 def custom_generate(

@@ -7,8 +7,8 @@ import sys
 import time
 from typing import TextIO
 
-from .events import Ended, Event, Finished, Forked, Started, Token
-from .tree import BranchId, branch_name
+from apar.events import Ended, Event, Finished, Forked, Started, Token
+from apar.tree import BranchId, branch_name
 
 REDRAW_SECONDS = 0.05
 

@@ -10,6 +10,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from apar.attention import ATTENTION_NAME
 from apar.cache import UnsupportedModelError, attention_windows
+from apar.grammar import Grammar
 
 
 def load(
@@ -51,9 +52,22 @@ def load(
         path_or_id, dtype="auto" if dtype is None else dtype, attn_implementation=ATTENTION_NAME
     )
     check_tokenizer(model, tokenizer)
+    _note_control_tokens(model, tokenizer)
     if device is not None:
         model.to(device)
     return model.eval(), tokenizer
+
+
+def _note_control_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write the ids of the control tokens to the generation config, where `custom_generate` finds them, which gets no
+    tokenizer."""
+    try:
+        grammar = Grammar.from_tokenizer(tokenizer)
+    except ValueError:  # only one of a pair: an error for who wants to fork, not for who wants to load
+        return
+    if grammar.can_fork:
+        model.generation_config.fork_token_id = grammar.fork_id
+        model.generation_config.child_token_id = grammar.child_id
 
 
 def check_model(model: PreTrainedModel) -> None:

@@ -7,8 +7,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from .grammar import Grammar
-from .tree import BranchId, ParagraphTree, Segment, branch_name, build_tree, split_text
+from apar.grammar import Grammar
+from apar.tree import BranchId, ParagraphTree, Segment, branch_name, build_tree, split_text
 
 
 @dataclasses.dataclass

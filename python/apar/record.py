@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from .events import BranchText, Ended, Event, Finished, Forked, Started, Token
-from .forest import CANCEL, END_REASONS
-from .grammar import Grammar
-from .output import Branch, Output, Stats, make_output, path_ids
-from .sampling import Sampling, child_key
+from apar.events import BranchText, Ended, Event, Finished, Forked, Started, Token
+from apar.forest import CANCEL, END_REASONS
+from apar.grammar import Grammar
+from apar.output import Branch, Output, Stats, make_output, path_ids
+from apar.sampling import Sampling, child_key
 
 StoppingCriterion = Callable[[torch.Tensor, Any], Any]
 """As in transformers: (input_ids [1, L], None) -> [1] bool, True if the branch with this path ends here."""

@@ -16,16 +16,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from .choosers import ScriptChooser
-from .decoder import Decoder
-from .events import Event
-from .grammar import Grammar
-from .output import Output
-from .progress import progress_bar
-from .record import Recorder, Request
-from .room import DEFAULT_LIVE_BRANCHES, check_integer, make_room, page_bytes
-from .run import apar_attention, path_limits
-from .tree import BranchId
+from apar.choosers import ScriptChooser
+from apar.decoder import Decoder
+from apar.events import Event
+from apar.grammar import Grammar
+from apar.output import Output
+from apar.progress import progress_bar
+from apar.record import Recorder, Request
+from apar.room import DEFAULT_LIVE_BRANCHES, check_integer, make_room, page_bytes
+from apar.run import apar_attention, path_limits
+from apar.tree import BranchId
 
 Tree = Sequence[Any]
 """Numbers of tokens and, between them, trees: ``[t0, child, t1, ..., tn]``."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .grammar import Grammar
+from apar.grammar import Grammar
 
 PAGE_SIZES = (8, 16, 32, 64, 128)
 MEMORY_SHARE = 0.25  # of the free memory, for pages, unless the caller says how many

@@ -7,17 +7,17 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from .attention import ATTENTION_NAME
-from .choosers import LogitsProcessor, TokenChooser
-from .decoder import Decoder
-from .events import Event
-from .grammar import Grammar
-from .loading import check_model, check_tokenizer
-from .output import Output
-from .prompts import Prompts, encode_prompts
-from .record import Recorder, Request, StoppingCriterion
-from .room import DEFAULT_LIVE_BRANCHES, check_integer, make_room
-from .sampling import Sampling
+from apar.attention import ATTENTION_NAME
+from apar.choosers import LogitsProcessor, TokenChooser
+from apar.decoder import Decoder
+from apar.events import Event
+from apar.grammar import Grammar
+from apar.loading import check_model, check_tokenizer
+from apar.output import Output
+from apar.prompts import Prompts, encode_prompts
+from apar.record import Recorder, Request, StoppingCriterion
+from apar.room import DEFAULT_LIVE_BRANCHES, check_integer, make_room
+from apar.sampling import Sampling
 
 
 @dataclasses.dataclass

@@ -8,6 +8,8 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from tests.apar.forking import CHILD, FORK, STOP, forking_grammar, forking_model, random_prompts
+from tests.apar.test_generate import text_model
+from tests.apar.tiny_tokenizers import byte_level_tokenizer
 
 GRAMMAR = forking_grammar(max_depth=3)
 
@@ -123,3 +125,18 @@ def test_what_has_no_meaning_is_refused(model) -> None:
         hook(model, ids, grammar=GRAMMAR, num_beams=2)
     with pytest.raises(ValueError, match="prompt 0 ends with a control token"):
         hook(model, torch.tensor([[5, FORK]]), grammar=GRAMMAR)
+
+
+def test_a_loaded_model_knows_its_control_tokens(tmp_path) -> None:
+    tokenizer = byte_level_tokenizer()
+    text_model(tokenizer).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model, tokenizer = apar.load(tmp_path)
+    model.lm_head.bias = text_model(tokenizer).lm_head.bias
+    ids = torch.tensor([tokenizer("1. Sleep:")["input_ids"]])
+    sequences = model.generate(ids, custom_generate=apar.custom_generate, max_new_tokens=24, do_sample=False)
+    [output] = apar.generate(model, tokenizer, "1. Sleep:", max_new_tokens=24)
+    assert len(output.branches) > 1
+    assert sequences[0, ids.shape[1] :].tolist()[: len(output.visible_ids)] == output.visible_ids
+    model.save_pretrained(tmp_path)
+    assert apar.load(tmp_path)[0].generation_config.fork_token_id == tokenizer.convert_tokens_to_ids("[Fork]")
