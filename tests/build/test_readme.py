@@ -9,7 +9,8 @@ import torch
 
 from apar_ext import reference
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+ROOT = Path(__file__).resolve().parents[2]
+README = ROOT / "README.md"
 
 
 def test_kernel_example():
@@ -24,3 +25,13 @@ def test_kernel_example():
     own = torch.cat([names["k"][:100], names["k"][105:125]])  # the README says which tokens the second branch reads
     gathered = reference.gather_ranges(names["k_cache"], plan.page_table, [(0, 0, 100), (2, 0, 20)])
     assert torch.equal(gathered, own.transpose(0, 1))
+
+
+def test_links_lead_somewhere():
+    links = {
+        (page, link)
+        for page in [README, *(ROOT / "docs").glob("*.md")]
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
+    }
+    assert links
+    assert [(page.name, link) for page, link in links if not (page.parent / link).exists()] == []
