@@ -171,19 +171,18 @@ class Block {
   void run(int64_t next_run_bytes) {
     prefetcher_.start(work(), next_run_bytes);
     fill_keys();
-    const BlockArgs scores = {.a = query_,
-                              .c = score_,
-                              .alpha = nullptr,
-                              .b = keys_,
-                              .a_offset = 0,
-                              .c_offset = 0,
-                              .count = words_,
-                              .b_stride = kEntries};
-    for (int32_t column = 0; column < kEntries; column += kLanes * Vec::kBlockCols) {
-      BlockArgs args = scores;
-      args.b += column;
-      args.c_offset = column;
-      multiply<false>(args, size_, Vec::kBlockCols);
+    // Vectors of entries that anyone sees; short streams fill a small part of a block.
+    const int32_t first = __builtin_ctzll(visible_) / kLanes, last = (63 - __builtin_clzll(visible_)) / kLanes + 1;
+    for (int32_t vector = first; vector < last; vector += Vec::kBlockCols) {
+      multiply<false>({.a = query_,
+                       .c = score_,
+                       .alpha = nullptr,
+                       .b = keys_ + vector * kLanes,
+                       .a_offset = 0,
+                       .c_offset = vector * kLanes,
+                       .count = words_,
+                       .b_stride = kEntries},
+                      size_, last - vector < Vec::kBlockCols ? last - vector : Vec::kBlockCols);
     }
     for (int32_t i = 0; i < size_; ++i) softmax(i);
     fill_values();
