@@ -7,7 +7,6 @@ Nothing of a run outlives it: an interrupted run leaves the model and the proces
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -18,14 +17,14 @@ from apar.choosers import Chooser, Rows
 from apar.events import Event
 from apar.forest import Forest, ForestConfig
 from apar.grammar import Grammar
-from apar.prefill import PromptStream, prefill
+from apar.intake import Intake
 from apar.record import Recorder, Request
 from apar.room import Room
 from apar_ext import mask_logits_
 
 
 class Decoder:
-    """Decodes prompts on one model. ``run`` is the loop, ``step`` one turn of it, the rest its phases.
+    """Decodes prompts on one model. ``run`` is the loop, ``turn`` one turn of it, ``step`` the decode step in it.
 
     ``observe`` is called with the decoder before every forward pass of a step (for measurements).
     """
@@ -50,22 +49,27 @@ class Decoder:
 
     def run(self, requests: Iterable[Request], after_step: Callable[[], None] | None = None) -> Iterator[Event]:
         """Decode all requests, in their order as far as there is room. Yields events if the recorder listens."""
-        waiting = deque(requests)
         recorder = self.recorder
-        while waiting or recorder.running:
-            self.step(waiting)
+        intake = Intake(self.model, self.cache, self.forest, recorder, self.room, requests)
+        while recorder.running or not intake.is_done:
+            self.turn(intake)
             yield from recorder.events
             recorder.events.clear()
             if after_step is not None:
                 after_step()
 
     @torch.inference_mode()
-    def step(self, waiting: deque[Request]) -> None:
-        """Take up waiting requests, then let every branch that has a row write one token."""
+    def turn(self, intake: Intake) -> None:
+        """Take up prompts, then let every branch that has a row write one token."""
+        intake.turn()
+        if self.forest.num_rows:
+            if self.observe is not None:
+                self.observe(self)
+            self.step()
+
+    def step(self) -> None:
+        """One token for every row."""
         forest, recorder = self.forest, self.recorder
-        recorder.prefill_seconds += self._admit(waiting)
-        if self.observe is not None:
-            self.observe(self)
         started_at = time.perf_counter()
         num_rows = forest.num_rows
         slots = forest.row_slot[:num_rows].numpy()
@@ -84,42 +88,6 @@ class Decoder:
         overhead_seconds = time.perf_counter() - started_at - forward_seconds
         recorder.overhead_seconds += overhead_seconds
         recorder.overhead_of_steps.append(overhead_seconds)
-
-    def _admit(self, waiting: deque[Request]) -> float:
-        """Take up requests while the forest has room for them, and write their prompts to the cache. Returns
-        seconds."""
-        if not waiting:
-            return 0.0
-        started_at = time.perf_counter()
-        forest, recorder = self.forest, self.recorder
-        admitted: list[tuple[Request, int]] = []
-        tokens = 0
-        while waiting and forest.num_rows + len(admitted) < self.room.max_rows and tokens < self.room.prefill_tokens:
-            request = waiting[0]
-            prompt = request.prompt_ids
-            slot = forest.admit(request.index, len(prompt), request.limit, prompt[-1])
-            if slot < 0:
-                break
-            admitted.append((waiting.popleft(), slot))
-            tokens += len(prompt) - 1
-        if not admitted:
-            return 0.0
-        prefill(
-            self.model,
-            self.cache,
-            [PromptStream(slot, request.prompt_ids[:-1]) for request, slot in admitted],
-            forest.page_table,
-            forest.first_position,
-            chunk_size=self.room.prefill_tokens,
-        )
-        for request, slot in admitted:
-            recorder.start(request, slot, int(forest.branch_id[slot]))
-        forest.schedule()
-        recorder.follow(forest.opened.tolist(), forest.ended.tolist())  # a branch may have waited for a slot to fork
-        seconds = time.perf_counter() - started_at
-        for request, _ in admitted:
-            request.prefill_seconds = seconds
-        return seconds
 
     def _inputs(self, num_rows: int) -> dict[str, Any]:
         """The rows of the step as the model wants them; the cache gets to know what they write and read."""

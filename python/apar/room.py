@@ -61,7 +61,8 @@ def make_room(
         max_rows = min(DEFAULT_ROWS, live * len(limits))
     check_integer("max_rows", max_rows, 1)
     # Each live branch may hold up the streams of its ancestors, and the ancestors themselves wait.
-    slots_per_prompt = live * max(1, depth - 1) + depth
+    # One more for the stream of a long prompt.
+    slots_per_prompt = live * max(1, depth - 1) + depth + 1
     max_slots = min(max(DEFAULT_SLOTS, slots_per_prompt), slots_per_prompt * min(len(limits), max_rows))
     stream_pages = max(pages_for(limit - 1, page_size) for limit in limits)  # the last token is never fed
     if max_pages is None:

@@ -292,6 +292,26 @@ def test_paths_end_at_the_models_last_position(model) -> None:
         assert output.stats.prompt_tokens == len(prompt)
 
 
+def test_a_long_prompt_does_not_hold_up_those_who_decode() -> None:
+    model = forking_model(seed=2)
+    grammar = Grammar(stop_ids=())
+    prompts = [random_prompts(1, seed=1)[0], [5 + number * 7 % 80 for number in range(300)]]
+    options = dict(grammar=grammar, max_new_tokens=40, page_size=8)
+    events = list(apar.stream(model, None, prompts, prefill_tokens=32, **options))
+    [started] = [number for number, event in enumerate(events) if isinstance(event, Started) and event.prompt == 1]
+    written_before = [event for event in events[:started] if isinstance(event, Token)]
+    assert len(written_before) >= 299 // 32
+    outputs = [event.output for event in events if isinstance(event, Finished)]
+    short, long = sorted(outputs, key=lambda output: len(output.prompt_ids))
+    assert [short, long] == apar.generate(model, None, prompts, **options)
+    # Its stream of its own takes no page more.
+    alone = [apar.generate(model, None, [prompts[1]], prefill_tokens=n, **options)[0] for n in (32, 512)]
+    assert alone[0] == alone[1]
+    assert alone[0].stats.peak_pages == alone[1].stats.peak_pages == -(-339 // 8)
+    tight = apar.generate(model, None, prompts[::-1] + prompts, prefill_tokens=32, max_pages=-(-339 // 8), **options)
+    assert tight == [long, short, short, long]
+
+
 def test_one_new_token(model, tokenizer) -> None:
     [output] = apar.generate(model, tokenizer, "1. Sleep:", max_new_tokens=1)
     assert len(output.token_ids) == 1
