@@ -15,7 +15,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 import apar_ext
-from apar.cache import PagedLayer, PagedLength
+from apar.cache import PAGED_LENGTH, PagedLayer
 
 ATTENTION_NAME = "apar"
 
@@ -86,11 +86,11 @@ def apar_mask(batch_size: int, *args: Any, **kwargs: Any) -> torch.Tensor | None
 
     That is bool [B, 1, L, Lk], True = visible, or None where plain causality is enough.
 
-    The cache is no argument of a mask function; a ``PagedCache`` makes itself known by the type of the length it
+    The cache is no argument of a mask function; a ``PagedCache`` makes itself known by the impossible length it
     reports. Without this, transformers would build a causal mask over row numbers, which is wrong for a tree and costs
     more than the attention.
     """
-    if not isinstance(kwargs.get("kv_length"), PagedLength):
+    if kwargs.get("kv_length") != PAGED_LENGTH:
         return sdpa_mask(batch_size, *args, **kwargs)
     if kwargs.get("attention_mask") is not None:
         raise ValueError(

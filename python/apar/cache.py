@@ -26,6 +26,9 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 import apar_ext
 
 DEFAULT_PAGE_SIZE = 16
+# The length that a PagedCache reports: no length at all, by which the mask function knows that no mask is wanted.
+# A plain number, since older torch.compile cannot trace a type of its own; impossible, so that any other use fails.
+PAGED_LENGTH = -1
 
 
 class UnsupportedModelError(ValueError):
@@ -190,7 +193,7 @@ class PagedCache(Cache):
                 f"PagedCache: the model's attn_implementation is {implementation!r}, expected 'apar' "
                 "(model.set_attn_implementation('apar') after import apar)"
             )
-        return PagedLength(query_length), 0
+        return PAGED_LENGTH, 0
 
     def get_query_offset(self, layer_idx: int = 0) -> int:
         return 0
@@ -263,7 +266,7 @@ class PagedLayer(CacheLayerMixin):
         return self, self
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return PagedLength(query_length), 0
+        return PAGED_LENGTH, 0
 
     def get_max_length(self) -> int:
         return self.num_pages * self.page_size
@@ -285,10 +288,6 @@ class PagedLayer(CacheLayerMixin):
             f"PagedLayer has no {name!r}. Models hand it to the attention function in place of key and value tensors; "
             "only attn_implementation='apar' can read it"
         )
-
-
-class PagedLength(int):
-    """A length that comes from a ``PagedCache``; tells the mask function that no mask is wanted."""
 
 
 @dataclass
