@@ -18,8 +18,11 @@ LogitsProcessor = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """The rows of a step. ``slots``: [R] slot of each row's branch; ``positions``: [R] where the new tokens will stand;
-    ``recorder``: knows the branches. Both arrays int32, on the host."""
+    """The rows of a step.
+
+    ``slots``: [R] slot of each row's branch; ``positions``: [R] where the new tokens will stand; both int32, on the
+    host. ``recorder``: knows the branches.
+    """
 
     slots: np.ndarray
     positions: np.ndarray

@@ -11,8 +11,7 @@ from apar.tree import BranchId, decode
 
 @dataclasses.dataclass(frozen=True)
 class Event:
-    """``prompt``: index into the prompts of the call. ``step``: decode step of the call. ``branch``: id of the
-    branch."""
+    """``prompt``: index into the prompts of the call. ``step``: decode step of the call, from 0. ``branch``: its id."""
 
     prompt: int
     step: int

@@ -40,32 +40,44 @@ def generate(
     prefill_tokens: int = 512,
     progress: bool | None = None,
 ) -> list[Output]:
-    """Answer prompts, the branches of each answer decoded in parallel. Returns one Output per prompt, in order.
+    """Answer prompts, the branches of each answer decoded in parallel.
 
-    Decides what is written:
+    Args:
+        model: a causal language model of transformers; its attention is set for the call and put back afterwards.
+        tokenizer: its tokenizer; None where prompts are token ids and ``grammar`` is given or stands in the model's
+            generation config. Texts are empty then.
         prompts: a text, a list of texts, the messages of a conversation, a list of conversations, or token ids.
         max_new_tokens: tokens along a path from the prompt to the end of any branch, control tokens counted. A path
-        ends
-            at the model's last position, too.
-        temperature, top_p, top_k: 0 is greedy; filters as in transformers. seed: the same seed gives the same text
-            whatever the load; None draws one from torch's global generator.
-        max_depth, max_children: levels of branches (2: the trunk forks, its details do not), forks of one branch.
+            ends at the model's last position, too.
+        temperature: 0 is greedy.
+        top_p, top_k: filters as in transformers, applied after the temperature, ``top_k`` first; 1 and 0 are off.
+        seed: the same seed gives the same text whatever the load; None draws one from torch's global generator.
+        max_depth: levels of branches. 1: nothing forks; 2: the trunk forks, its details do not.
+        max_children: forks of one branch.
         grammar: control tokens, stop tokens and limits of the tree; by default found by name in the tokenizer. A
-        grammar
-            that is given brings its own max_depth and max_children.
-        stop: strings that end the branch that writes one; the string is left out of the text. logits_processor:
-        (input_ids [1, L], scores [1, V]) -> scores, called for every branch with the ids of its own path.
+            grammar that is given brings its own ``max_depth`` and ``max_children``.
+        stop: strings that end the branch that writes one; the string is left out of the text.
+        logits_processor: (input_ids [1, L], scores [1, V]) -> scores, one or a list, called for every branch with the
+            ids of its own path.
 
-    Decides what it costs, never what is written:
+    The rest decides what it costs, never what is written:
         fork: False decodes one branch at a time in reading order, the sequential twin of the same text.
-        max_live_branches: branches of one prompt decoded at once; others wait. page_size, max_pages: KV pages. By
-        default as many as the prompts could need, at most a quarter of the free memory. max_rows: branches of all
-        prompts decoded at once. prefill_tokens: prompt tokens in one forward pass.
+        max_live_branches: branches of one prompt decoded at once; others wait.
+        page_size: tokens of a KV page: 8, 16, 32, 64 or 128.
+        max_pages: KV pages; by default as many as the prompts could need, at most a quarter of the free memory.
+        max_rows: branches of all prompts decoded at once; by default ``max_live_branches`` for each, at most 256.
+        prefill_tokens: prompt tokens in one forward pass.
+        on_event: called with every event (see ``apar.events``) as it happens.
+        progress: whether to show a bar; None: if there are several prompts and a terminal.
 
-    on_event is called with every event as it happens. progress shows a bar (None: if several prompts and a terminal).
+    Returns:
+        One Output per prompt, in order.
 
-    Raises ValueError or TypeError that names the argument before anything runs. KeyboardInterrupt and errors of
-    callbacks pass through; the model can be used again at once.
+    Raises:
+        ValueError, TypeError: an argument is not as above; the text names it, and nothing has run.
+        FloatingPointError: the model's logits are no numbers.
+
+    KeyboardInterrupt and errors of callbacks pass through; the model can be used again at once.
     """
     if on_event is not None and not callable(on_event):
         raise TypeError(f"on_event: expected a function, got {on_event!r}")

@@ -58,10 +58,12 @@ class Grammar:
 
     @property
     def can_fork(self) -> bool:
+        """Whether a tree can have more than its trunk."""
         return self.fork_id >= 0 and self.max_depth > 1 and self.max_children > 0
 
     @property
     def control_ids(self) -> frozenset[int]:
+        """The fork and the child token; empty for a model without them."""
         return frozenset({self.fork_id, self.child_id} - {-1})
 
     @classmethod
@@ -76,9 +78,10 @@ class Grammar:
         max_children: int = 64,
         newlines: str = "exact",
     ) -> Grammar:
-        """Find the control tokens by name. ``fork`` and ``child`` name them; without names the known pairs are tried,
-        and a tokenizer that has none of them gives a grammar of a single branch. ``stop_ids``: the tokenizer's end of
-        sequence.
+        """Find the control tokens by name.
+
+        ``fork`` and ``child`` name them; without names the known pairs are tried, and a tokenizer that has none of them
+        gives a grammar of a single branch. ``stop_ids`` are by default the tokenizer's end of sequence.
 
         Raises ValueError when a named token is not one token of the tokenizer, or when it has only one of a known pair.
         """

@@ -45,16 +45,23 @@ def custom_generate(
 ) -> torch.Tensor | GenerateDecoderOnlyOutput:
     """Called by `model.generate`, which takes all keyword arguments of this function beside its own.
 
-    input_ids: [B, L] int64, padded on the left where attention_mask says so. Returns what `generate` returns: [B, L +
-    n] int64, prompts and answers in reading order, padded on the right. Control tokens and the end tokens of details
-    are left out unless keep_control_tokens.
+    `generate` hands no tokenizer to such a function. So the control tokens come from ``grammar`` or from the model's
+    generation config.
 
-    `generate` hands no tokenizer to such a function. So the control tokens come from ``grammar``
-    (`apar.Grammar.for_model( model, tokenizer)`) or from `fork_token_id` and `child_token_id` in the model's
-    generation config, where `apar.load` puts them. Logits processors and stopping criteria are called for each branch
-    with the ids of its own path.
+    Args:
+        model, logits_processor, stopping_criteria, generation_config: from `generate`. Processors and criteria are
+            called for each branch with the ids of its own path.
+        input_ids: [B, L] int64, padded on the left where ``attention_mask`` says so.
+        grammar: `apar.Grammar.for_model(model, tokenizer)`; by default made of ``fork_token_id`` and
+            ``child_token_id`` in the model's generation config, where `apar.load` puts them.
+        keep_control_tokens: leave control tokens and the end tokens of details in the answers.
+        fork, max_depth, max_children, max_live_branches, seed, page_size, max_pages: as in `apar.generate`.
 
-    Raises ValueError for what has no meaning here: beam search, inputs_embeds, a cache that was handed in.
+    Returns:
+        What `generate` returns: [B, L + n] int64, prompts and answers in reading order, padded on the right.
+
+    Raises:
+        ValueError: something that has no meaning here is asked for: beam search, inputs_embeds.
     """
     config = generation_config or model.generation_config
     if config.num_beams != 1:

@@ -59,8 +59,9 @@ def load(
 
 
 def _note_control_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write the ids of the control tokens to the generation config, where `custom_generate` finds them, which gets no
-    tokenizer."""
+    """Write the ids of the control tokens to the generation config: `custom_generate`, which gets no tokenizer, looks
+    for them there.
+    """
     try:
         grammar = Grammar.from_tokenizer(tokenizer)
     except ValueError:  # only one of a pair: an error for who wants to fork, not for who wants to load

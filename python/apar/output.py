@@ -67,6 +67,7 @@ class Stats:
 
     @property
     def overhead_us_per_step(self) -> float:
+        """Mean over the steps."""
         return 1e6 * self.overhead_seconds / max(1, self.steps)
 
     def to_dict(self) -> dict[str, Any]:
@@ -96,17 +97,21 @@ class Output:
     stats: Stats = dataclasses.field(compare=False)
 
     def branch(self, branch_id: BranchId) -> Branch:
+        """The branch of this id. Raises KeyError, which names the branches there are."""
         for branch in self.branches:
             if branch.id == branch_id:
                 return branch
         raise KeyError(f"branch_id: no branch {branch_id!r}, expected one of {[branch.id for branch in self.branches]}")
 
     def path_ids(self, branch_id: BranchId) -> list[int]:
-        """The sequence a plain model would see for this branch: prompt, ancestors' tokens up to the fork, own
-        tokens."""
+        """What a plain model would see for this branch: prompt, ancestors' tokens up to the fork, own tokens.
+
+        Raises KeyError, which names the branches there are.
+        """
         return path_ids(self.prompt_ids, {branch.id: branch for branch in self.branches}, self.branch(branch_id))
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON; ids of branches are names: "trunk", "2", "2.0"."""
         return {
             "text": self.text,
             "finish_reason": self.finish_reason,

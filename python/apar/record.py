@@ -50,8 +50,7 @@ class Writer:
 
 
 class Recorder:
-    """One per decoding run: ``start`` a prompt, ``write`` the tokens of a step, then ``follow`` what the forest made
-    of them."""
+    """One per run: ``start`` a prompt, ``write`` the tokens of a step, ``follow`` what the forest made of them."""
 
     def __init__(
         self,

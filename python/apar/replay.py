@@ -41,7 +41,7 @@ class ReplayStats:
     ``steps``: forward passes that decoded. ``tokens``: tokens written, control and end tokens included, forced ones
     not. ``kv_bytes_read``: each entry once per step and prompt. ``kv_bytes_read_per_branch``: once per step and
     branch, as attention that shares only the storage of a prefix reads them. ``peak_pages``: most KV pages held at
-    once.
+    once. ``overhead_us_per_step``: median time of a step outside the model's forward.
     """
 
     prompts: int
@@ -59,17 +59,16 @@ class ReplayStats:
 
     @property
     def tokens_per_second(self) -> float:
+        """Prefill included."""
         return self.tokens / max(self.seconds, 1e-9)
 
     @property
     def decode_seconds(self) -> float:
+        """Without prefill."""
         return self.forward_seconds + self.overhead_seconds
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            **dataclasses.asdict(self),
-            "tokens_per_second": self.tokens_per_second,
-        }
+        return {**dataclasses.asdict(self), "tokens_per_second": self.tokens_per_second}
 
 
 @dataclasses.dataclass
@@ -115,13 +114,20 @@ def replay(
     on_event: Callable[[Event], None] | None = None,
     progress: bool | None = None,
 ) -> ReplayReport:
-    """Decode trees of given shapes, all at once as far as there is room. Every fork adds a pair of control tokens, and
-    every branch one end token, as a model that writes such a tree does.
+    """Decode trees of given shapes, all at once as far as there is room.
 
-    trees: see the module's first lines. prompt_tokens: tokens of the prompts, one number or one per tree. compare: run
-    the sequential twin, too. fork=False: only the twin. The rest as in `apar.generate`.
+    Every fork adds a pair of control tokens, and every branch one end token, as a model that writes such a tree does.
 
-    Raises ValueError for a malformed tree, and if prompt and tree are longer than the model's positions.
+    Args:
+        model: a causal language model of transformers, trained or not.
+        trees: ``[t0, child, t1, child, ..., tn]`` each: numbers of tokens, and between them trees.
+        prompt_tokens: tokens of the prompts, one number or one per tree.
+        compare: run the sequential twin, too.
+        fork: False runs the twin alone.
+        max_live_branches, page_size, max_pages, max_rows, prefill_tokens, on_event, progress: as in `apar.generate`.
+
+    Raises:
+        ValueError: a tree is malformed, or prompt and tree are longer than the model's positions.
     """
     trees = [check_tree(tree, f"trees[{number}]") for number, tree in enumerate(trees)]
     if not trees:
@@ -177,6 +183,7 @@ def check_tree(tree: Any, name: str = "tree") -> Tree:
 
 
 def tree_depth(tree: Tree) -> int:
+    """Levels of branches: 1 for a trunk alone."""
     return 1 + max((tree_depth(child) for child in tree[1::2]), default=0)
 
 

@@ -48,6 +48,7 @@ class PreparedRun:
         max_rows: int | None = None,
         prefill_tokens: int = 512,
     ) -> PreparedRun:
+        """Raises ValueError or TypeError that names the argument of `apar.generate` that is not as it must be."""
         check_integer("max_new_tokens", max_new_tokens, 1)
         check_model_and_tokenizer(model, tokenizer, grammar)
         stop = _stop_strings(stop, tokenizer)
@@ -81,6 +82,7 @@ class PreparedRun:
         return cls(Decoder(model, grammar, room, recorder, TokenChooser(sampling, processors)), requests)
 
     def events(self, after_step: Callable[[], None] | None = None) -> Iterator[Event]:
+        """Run to the end. Yields nothing unless the run was prepared with ``listening``."""
         with apar_attention(self.decoder.model):
             yield from self.decoder.run(self.requests, after_step)
 
@@ -90,6 +92,7 @@ class PreparedRun:
 
     @property
     def outputs(self) -> list[Output]:
+        """One per prompt, once ``events`` has come to its end."""
         return [request.output for request in self.requests]
 
 

@@ -48,6 +48,7 @@ class Sampling:
 
 
 def make_sampling(temperature: float, top_p: float, top_k: int, seed: int | None) -> Sampling:
+    """A checked Sampling. seed None: one is drawn from torch's global generator, if there is anything to draw."""
     if seed is None:
         seed = int(torch.randint(2**62, ())) if temperature else 0
     return Sampling(temperature, top_p, top_k, seed)
@@ -66,8 +67,10 @@ def uniforms(keys: np.ndarray, positions: np.ndarray) -> np.ndarray:
 
 
 def choose_greedy(logits: torch.Tensor) -> torch.Tensor:
-    """logits: [R, V] -> [R] int32, the most likely token. Raises FloatingPointError on NaN or a row without any
-    token."""
+    """logits: [R, V] -> [R] int32, the likeliest tokens.
+
+    Raises FloatingPointError on NaN, or where a row has no token left.
+    """
     if logits.device.type == "cpu":
         # NumPy's argmax is ten times as fast as torch's; both take the first of equals, and NaN before anything.
         values = logits.detach().float().numpy()
@@ -83,8 +86,11 @@ def choose_greedy(logits: torch.Tensor) -> torch.Tensor:
 
 
 def choose(logits: torch.Tensor, sampling: Sampling, numbers: np.ndarray) -> torch.Tensor:
-    """logits: [R, V]; numbers: [R] in [0, 1) -> [R] int32: inverse of the cumulated distribution after temperature,
-    top_k, top_p (in this order; of equally likely tokens at the edge of top_p the one with the smaller id stays)."""
+    """logits: [R, V]; numbers: [R] in [0, 1) -> [R] int32: inverse of the cumulated distribution.
+
+    The distribution is that after temperature, top_k and top_p, in this order; of equally likely tokens at the edge of
+    top_p the one with the smaller id stays. Raises FloatingPointError as ``choose_greedy`` does.
+    """
     best = logits.amax(dim=-1)
     if not torch.isfinite(best).all():
         _refuse(best)

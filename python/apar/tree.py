@@ -71,8 +71,10 @@ class ParagraphTree:
         return json.dumps(self.to_dict(), ensure_ascii=False)
 
     def render(self, *, width: int | None = None, color: bool = False) -> str:
-        """The tree for a terminal: the trunk at the left edge, each detail one level further right, marked by its
-        id."""
+        """The tree for a terminal: the trunk at the left edge, each detail one level further right, with its id.
+
+        width: columns; None: those of the terminal, or 100. color: levels differ in colour, by terminal codes.
+        """
         if width is None:
             width = _terminal_width()
         lines: list[str] = []
