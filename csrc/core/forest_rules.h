@@ -6,8 +6,7 @@
 
 namespace apar {
 
-// ---- tokens
-// ----------------------------------------------------------------------------------------------------------
+// ---- tokens ----
 
 // What a sampled token does to its branch.
 enum class Outcome : int32_t { kContinue, kFork, kStop, kLength, kCancelled };
@@ -39,8 +38,7 @@ APAR_HOST_DEVICE inline bool may_fork(const ForestConfig& config, int32_t token,
          token != config.fork_token && token != config.child_token && position < limit - 3;
 }
 
-// ---- pages
-// -----------------------------------------------------------------------------------------------------------
+// ---- pages ----
 
 APAR_HOST_DEVICE inline int32_t pages_for(const Forest& forest, int32_t entries) {
   return (entries + forest.config.page_size - 1) >> forest.page_shift;
@@ -60,8 +58,7 @@ APAR_HOST_DEVICE inline bool needs_page(const Forest& forest, int32_t slot) {
   return forest.length[slot] == forest.num_pages[slot] << forest.page_shift;
 }
 
-// ---- the banker's rule
-// -----------------------------------------------------------------------------------------------
+// ---- the banker's rule ----
 
 // Pages and slots, of whatever is counted.
 struct Amount {

@@ -5,8 +5,7 @@
 namespace apar::cpu {
 namespace {
 
-// ---- phase 1: transition
-// ---------------------------------------------------------------------------------------------
+// ---- phase 1: transition ----
 
 void transition(const Forest& forest, const int32_t* sampled) {
   for (int32_t row = 0; row < forest.header->num_rows; ++row) {
@@ -36,8 +35,7 @@ void transition(const Forest& forest, const int32_t* sampled) {
   }
 }
 
-// ---- phase 2: release
-// ------------------------------------------------------------------------------------------------
+// ---- phase 2: release ----
 
 // Trims a stream to its first `pages` pages.
 void drop_pages(const Forest& forest, int32_t slot, int32_t pages) {
@@ -74,8 +72,7 @@ void find_readers(const Forest& forest) {
   }
 }
 
-// ---- phase 3 and 4: grants and rows
-// ----------------------------------------------------------------------------------
+// ---- phase 3 and 4: grants and rows ----
 
 void open_child(const Forest& forest, int32_t child, int32_t parent) {
   ForestHeader& header = *forest.header;
