@@ -25,7 +25,7 @@ class Plan:
     range_stream: torch.Tensor  #: [N] int32
     range_begin: torch.Tensor  #: [N] int32, first entry
     range_end: torch.Tensor  #: [N] int32, the entry after the last
-    schedule: torch.Tensor  #: [schedule_size(R, N)] int32, see csrc/core/plan.h
+    schedule: torch.Tensor  #: int32: [schedule_size(R, N)], csrc/core/plan.h; on CUDA a work list, csrc/core/work.h
     num_kv_heads: int
     group_size: int  #: query heads per KV head
     page_size: int
@@ -72,9 +72,16 @@ def make_plan(
     Raises:
         ValueError: a dtype, shape or device is not as above, or a number is out of range.
     """
-    schedule = torch.ops.apar.make_plan(
-        page_table, row_indptr, range_stream, range_begin, range_end, num_kv_heads, group_size, page_size
-    )
+    tensors = (page_table, row_indptr, range_stream, range_begin, range_end)
+    if page_table.is_cuda:
+        # Planned on the host, which waits for the tensors.
+        check_same_device("make_plan", **dict(zip(Plan.__slots__, tensors, strict=False)))
+        on_host = (tensor.cpu() for tensor in tensors)
+        schedule = torch.ops.apar.make_plan(*on_host, num_kv_heads, group_size, page_size)
+        multiprocessors = torch.cuda.get_device_properties(page_table.device).multi_processor_count
+        schedule = torch.ops.apar.make_work(schedule, multiprocessors).to(page_table.device)
+    else:
+        schedule = torch.ops.apar.make_plan(*tensors, num_kv_heads, group_size, page_size)
     return Plan(
         page_table, row_indptr, range_stream, range_begin, range_end, schedule, num_kv_heads, group_size, page_size
     )
@@ -185,6 +192,12 @@ def _(
         range_end=range_end,
     )
     return row_indptr.new_empty(schedule_size(row_indptr.shape[0] - 1, range_stream.shape[0]))
+
+
+@torch.library.register_fake("apar::make_work")
+def _(schedule: torch.Tensor, multiprocessors: int) -> torch.Tensor:
+    # Its length follows from numbers in the schedule.
+    return schedule.new_empty(torch.library.get_ctx().new_dynamic_size())
 
 
 @torch.library.register_fake("apar::tree_attention")

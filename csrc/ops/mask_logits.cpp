@@ -6,6 +6,10 @@
 
 #include "ops/check.h"
 #include "ops/torch_parallel.h"
+#if defined(APAR_WITH_CUDA)
+#include "cuda/mask_logits/mask_logits.h"
+#include "ops/cuda_stream.h"
+#endif
 
 namespace apar::ops {
 namespace {
@@ -25,7 +29,7 @@ uint64_t minus_infinity_bits(ScalarType dtype) {
   }
 }
 
-void mask_logits_cpu(const Tensor& logits, const Tensor& may_fork, int64_t fork_token, int64_t child_token) {
+MaskLogitsParams make_params(const Tensor& logits, const Tensor& may_fork, int64_t fork_token, int64_t child_token) {
   check.dtype("logits", logits, {ScalarType::Float, ScalarType::Half, ScalarType::BFloat16, ScalarType::Double});
   check.shape("logits", logits, {{"R"}, {"V"}});
   check.contiguous_last_dim("logits", logits);
@@ -35,16 +39,26 @@ void mask_logits_cpu(const Tensor& logits, const Tensor& may_fork, int64_t fork_
     check.that(token >= -1 && token < vocabulary, name, " is ", token,
                ", expected -1 (none) or 0 to V - 1 = ", vocabulary - 1);
   }
-  cpu::mask_logits({.logits = logits.mutable_data_ptr(),
-                    .may_fork = may_fork.const_data_ptr<int32_t>(),
-                    .rows = rows,
-                    .row_stride = logits.stride(0),
-                    .element_bytes = static_cast<int64_t>(logits.element_size()),
-                    .minus_infinity = minus_infinity_bits(logits.scalar_type()),
-                    .fork_token = fork_token,
-                    .child_token = child_token},
-                   torch_parallel_for);
+  return {.logits = logits.mutable_data_ptr(),
+          .may_fork = may_fork.const_data_ptr<int32_t>(),
+          .rows = rows,
+          .row_stride = logits.stride(0),
+          .element_bytes = static_cast<int64_t>(logits.element_size()),
+          .minus_infinity = minus_infinity_bits(logits.scalar_type()),
+          .fork_token = fork_token,
+          .child_token = child_token};
 }
+
+void mask_logits_cpu(const Tensor& logits, const Tensor& may_fork, int64_t fork_token, int64_t child_token) {
+  cpu::mask_logits(make_params(logits, may_fork, fork_token, child_token), torch_parallel_for);
+}
+
+#if defined(APAR_WITH_CUDA)
+void mask_logits_cuda(const Tensor& logits, const Tensor& may_fork, int64_t fork_token, int64_t child_token) {
+  cuda::mask_logits(make_params(logits, may_fork, fork_token, child_token), logits.get_device_index(),
+                    current_cuda_stream(logits));
+}
+#endif
 
 }  // namespace
 }  // namespace apar::ops
@@ -54,3 +68,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(apar, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(apar, CPU, m) { m.impl("mask_logits_", TORCH_BOX(&apar::ops::mask_logits_cpu)); }
+
+#if defined(APAR_WITH_CUDA)
+STABLE_TORCH_LIBRARY_IMPL(apar, CUDA, m) { m.impl("mask_logits_", TORCH_BOX(&apar::ops::mask_logits_cuda)); }
+#endif

@@ -42,6 +42,12 @@ class AppendKvParams(_Struct):
     )
 
 
+class MaskLogitsParams(_Struct):
+    _fields_ = _fields(
+        "p:logits p:may_fork q:rows q:row_stride q:element_bytes q:minus_infinity q:fork_token q:child_token"
+    )
+
+
 class PlanInput(_Struct):
     _fields_ = _fields(
         "q:num_rows q:num_ranges p:row_indptr p:range_stream p:range_begin p:range_end i:num_streams i:max_pages "
@@ -57,8 +63,8 @@ class TreeAttentionCall(_Struct):
     _fields_ = [
         *_fields(
             "p:q p:k_cache p:v_cache p:out p:lse p:sinks p:page_table p:work_header p:row_ranges p:row_begin p:items "
-            "p:partials p:segments_used p:arrivals q:q_row_stride q:q_head_stride i:num_rows i:num_kv_heads "
-            "i:group_size i:head_dim i:page_size i:max_pages f:scale f:softcap p:work q:num_ranges"
+            "p:arrivals p:partials p:segments_used q:q_row_stride q:q_head_stride i:num_rows i:num_kv_heads "
+            "i:group_size i:head_dim i:page_size i:max_pages f:scale f:softcap p:work"
         ),
         ("input", WorkInput),
         ("element", ctypes.c_int32),
@@ -86,7 +92,7 @@ def library() -> ctypes.CDLL:
         if done.returncode != 0:
             raise RuntimeError(f"{' '.join(command)}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}")
     loaded = ctypes.CDLL(str(folder / "apar_emulator.so"))
-    texts = ["emulate_append_kv", "emulate_tree_attention", "emulate_faulty", "emulator_sites"]
+    texts = ["emulate_append_kv", "emulate_mask_logits", "emulate_tree_attention", "emulate_faulty", "emulator_sites"]
     for name in texts:
         getattr(loaded, name).restype = ctypes.c_char_p
     for name in ["emulator_bytes_read", "emulator_bytes_written", "plan_ints", "work_ints", "work_items"]:
@@ -195,6 +201,28 @@ def append_kv(
     )
 
 
+def mask_logits_(
+    device: Device, logits: torch.Tensor, may_fork: torch.Tensor, fork_token: int, child_token: int
+) -> Launch:
+    size = logits.element_size()
+    minus_infinity = torch.tensor([float("-inf")], dtype=logits.dtype).view(torch.uint8).tolist()
+    return device.run(
+        "emulate_mask_logits",
+        ctypes.byref(
+            MaskLogitsParams(
+                logits=device.tensor("logits", logits, writable=True),
+                may_fork=device.tensor("may_fork", may_fork),
+                rows=logits.shape[0],
+                row_stride=logits.stride(0),
+                element_bytes=size,
+                minus_infinity=int.from_bytes(bytes(minus_infinity), "little"),
+                fork_token=fork_token,
+                child_token=child_token,
+            )
+        ),
+    )
+
+
 @dataclass
 class Attention:
     out: torch.Tensor
@@ -241,7 +269,7 @@ def tree_attention(
     num_ranges = range_stream.numel()
     sizes = (_int64(num_rows), _int64(num_ranges))
     schedule = torch.full((device.library.plan_ints(*sizes),), -77, dtype=torch.int32)
-    work_ints = device.library.work_ints(*sizes, _int64(group), ctypes.byref(work_input))
+    work_ints = device.library.work_ints(*sizes, _int64(num_kv_heads), _int64(group), ctypes.byref(work_input))
     work = torch.full((work_ints + 4,), -77, dtype=torch.int32)
     work = work[(-work.data_ptr() // 4) % 4 :][:work_ints]
     plan_input = PlanInput(
@@ -264,14 +292,14 @@ def tree_attention(
         ctypes.c_void_p(schedule.data_ptr()),
         ctypes.c_void_p(work.data_ptr()),
     )
-    num_items, num_merges = work[:2].tolist()
+    num_items, num_merges = work[1:3].tolist()
+    planned = work.clone()
 
     out = torch.full((num_rows, num_heads, head_dim), float("nan"), dtype=q.dtype)
     lse = torch.full((num_rows, num_heads), float("nan"), dtype=torch.float32)
     max_items = device.library.work_items(_int64(num_rows), _int64(group), ctypes.byref(work_input))
     partials = torch.full((max_partials, num_kv_heads, packed_rows * (head_dim + 2)), float("nan"))
-    segments_used = torch.full((max_items, num_kv_heads), -(1 << 30), dtype=torch.int32)
-    arrivals = torch.zeros(max_partials, num_kv_heads, dtype=torch.int32)
+    segments_used = torch.full((max_items, 4, num_kv_heads), -(1 << 30), dtype=torch.int32)
     address = device.tensor
     call = TreeAttentionCall(
         q=address("q", q),
@@ -285,9 +313,9 @@ def tree_attention(
         row_ranges=None,
         row_begin=None,
         items=None,
+        arrivals=None,
         partials=address("partials", partials, writable=True),
         segments_used=address("segments_used", segments_used, writable=True),
-        arrivals=address("arrivals", arrivals, writable=True),
         q_row_stride=q.stride(0),
         q_head_stride=q.stride(1),
         num_rows=num_rows,
@@ -298,8 +326,7 @@ def tree_attention(
         max_pages=page_table.shape[1],
         scale=head_dim**-0.5 if scale is None else scale,
         softcap=softcap,
-        work=address("work", work),
-        num_ranges=num_ranges,
+        work=address("work", work, writable=True),
         input=work_input,
         element=ELEMENTS[q.dtype],
     )
@@ -307,7 +334,7 @@ def tree_attention(
         out.fill_(float("nan"))
         lse.fill_(float("nan"))
         launch = device.run("emulate_tree_attention", ctypes.byref(call))
-    assert not arrivals.any(), "the counters of arrivals are not back at zero"
+    assert torch.equal(work, planned), "the counters of arrivals are not back at zero"
     return Attention(out, lse, launch, num_items, num_merges)
 
 

@@ -7,6 +7,7 @@
 #include "core/plan.h"
 #include "core/work.h"
 #include "cuda/append_kv/append_kv.h"
+#include "cuda/mask_logits/mask_logits.h"
 #include "cuda/tree_attention/tree_attention.h"
 #include "faulty_kernels.h"
 #include "machine.h"
@@ -68,13 +69,18 @@ APAR_EXPORT const char* emulate_append_kv(const apar::AppendKvParams* params) {
   return guarded([&] { apar::cuda::append_kv(*params, 0, nullptr); });
 }
 
+APAR_EXPORT const char* emulate_mask_logits(const apar::MaskLogitsParams* params) {
+  return guarded([&] { apar::cuda::mask_logits(*params, 0, nullptr); });
+}
+
 // The plan and the work list of ranges in host memory; `schedule` and `work` are large enough if their sizes are given
 // by the two functions below.
 APAR_EXPORT int64_t plan_ints(int64_t num_rows, int64_t num_ranges) {
   return apar::schedule_size(num_rows, num_ranges);
 }
-APAR_EXPORT int64_t work_ints(int64_t num_rows, int64_t num_ranges, int64_t group_size, const apar::WorkInput* input) {
-  return apar::work_layout(num_rows, num_ranges, group_size, *input).size;
+APAR_EXPORT int64_t work_ints(int64_t num_rows, int64_t num_ranges, int64_t num_kv_heads, int64_t group_size,
+                              const apar::WorkInput* input) {
+  return apar::work_size(num_rows, num_ranges, num_kv_heads, group_size, *input);
 }
 APAR_EXPORT int64_t work_items(int64_t num_rows, int64_t group_size, const apar::WorkInput* input) {
   return apar::max_work_items(num_rows, group_size, *input);
@@ -87,8 +93,7 @@ APAR_EXPORT void make_plan_and_work(const apar::PlanInput* plan, const apar::Wor
 
 struct TreeAttentionCall {
   apar::cuda::TreeAttentionParams params;  // without the sections of the work list
-  const int32_t* work;
-  int64_t num_ranges;
+  int32_t* work;
   apar::WorkInput input;
   int32_t element;
 };
@@ -96,19 +101,13 @@ APAR_EXPORT int64_t tree_attention_call_bytes() { return sizeof(TreeAttentionCal
 
 APAR_EXPORT const char* emulate_tree_attention(const TreeAttentionCall* call) {
   return guarded([&] {
-    apar::cuda::TreeAttentionParams params = call->params;
-    const apar::WorkLayout layout =
-        apar::work_layout(params.num_rows, call->num_ranges, params.group_size, call->input);
-    params.work = reinterpret_cast<const apar::WorkHeader*>(call->work);
-    params.row_ranges = reinterpret_cast<const apar::RowRange*>(call->work + layout.row_ranges);
-    params.row_begin = call->work + layout.row_begin;
-    params.items = reinterpret_cast<const apar::WorkItem*>(call->work + layout.items);
-    apar::cuda::tree_attention(params, static_cast<apar::cuda::Element>(call->element), call->input.packed_rows,
-                               apar::max_work_items(params.num_rows, params.group_size, call->input), 0, nullptr);
+    apar::cuda::tree_attention(call->params, static_cast<apar::cuda::Element>(call->element), call->work, call->input,
+                               0, nullptr);
   });
 }
-APAR_EXPORT int emulated_max_packed_rows(int element, int head_dim) {
-  return apar::cuda::max_packed_rows(static_cast<apar::cuda::Element>(element), head_dim, 0);
+APAR_EXPORT void work_input_for(int64_t num_rows, int64_t num_kv_heads, int64_t group_size, int64_t multiprocessors,
+                                apar::WorkInput* input) {
+  *input = apar::work_input_for(num_rows, num_kv_heads, group_size, multiprocessors);
 }
 
 // ---- kernels with faults, to see that the emulator finds them

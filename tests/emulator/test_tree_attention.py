@@ -83,6 +83,15 @@ def test_prefill(dtype):
     cases.assert_right(case, result.out, result.lse)
 
 
+def test_streams_so_long_that_segments_grow():
+    case = cases.make_case([[(0, 7900, 9000)], [(0, 8100, 8900)]], num_heads=2, num_kv_heads=1)
+    result = run(case)
+    cases.assert_right(case, result.out, result.lse)
+    cut = run(case, **SPLIT)
+    assert cut.num_merges == 1
+    assert_same_bits(cut.out, result.out)
+
+
 def test_large_scores():
     """One entry outweighs all others, some weights vanish; nothing overflows."""
     case = cases.make_case(cases.tree(3), dtype=torch.bfloat16)
@@ -170,8 +179,6 @@ def test_every_visible_entry_is_read_once(seed, options):
 @pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 256])
 @pytest.mark.parametrize("packed_rows", [16, 32, 64])
 def test_matrix_loads_have_no_bank_conflicts(head_dim, packed_rows):
-    if head_dim > 128 and packed_rows > 32:
-        pytest.skip("not compiled")
     case = cases.make_case(cases.tree(1, streams=3), head_dim=head_dim)
     counters = run(case, packed_rows=packed_rows).launch.counters
     assert counters.matrix_load_passes > 0
@@ -179,20 +186,22 @@ def test_matrix_loads_have_no_bank_conflicts(head_dim, packed_rows):
 
 
 @pytest.mark.parametrize("shared_kilobytes", [99, 163])
-def test_smaller_cards(shared_kilobytes):
+@pytest.mark.parametrize("options", [{}, SPLIT], ids=["whole", "cut"])
+def test_smaller_cards_do_items_in_parts(shared_kilobytes, options):
     """sm_80 has 163 KB per block, sm_86, sm_89 and sm_120 have 99."""
-    case = cases.make_case(cases.tree(2), head_dim=128)
-    result = run(case, packed_rows=16, shared_bytes=shared_kilobytes * 1024)
-    cases.assert_right(case, result.out, result.lse)
-    assert result.launch.counters.largest_shared_bytes <= shared_kilobytes * 1024
+    case = cases.make_case(cases.tree(2, streams=11, trunk=600), num_heads=10, head_dim=128)
+    large = run(case)
+    small = run(case, packed_rows=64, shared_bytes=shared_kilobytes * 1024, **options)
+    assert small.launch.counters.largest_shared_bytes <= shared_kilobytes * 1024
+    cases.assert_right(case, small.out, small.lse)
+    assert_same_bits(small.out, large.out)
+    assert_same_bits(small.lse, large.lse)
 
 
 def test_too_much_shared_memory_is_an_error_before_the_launch():
     case = cases.make_case(cases.tree(2), head_dim=256)
-    with pytest.raises(EmulatorFault, match=r"tree_attention: head_dim 256 with 32 packed rows needs .* shared memory"):
-        run(case, packed_rows=32, shared_bytes=99 * 1024)
-    with pytest.raises(EmulatorFault, match="packed_rows is 64, expected 16 or 32"):
-        run(case, packed_rows=64)
+    with pytest.raises(EmulatorFault, match=r"tree_attention: head_dim 256 needs .* shared memory .* has 101376"):
+        run(case, shared_bytes=99 * 1024)
 
 
 def test_head_dims_that_are_not_compiled():

@@ -11,6 +11,7 @@ struct TreeAttentionArguments {
   TreeAttentionParams params;
   ScoreScale score_scale;
   int32_t stages;
+  int32_t parts;  // tiles of the kernel that an item's packed rows fill
 };
 
 // T: Half or BFloat16.

@@ -11,31 +11,38 @@
 namespace apar::cuda {
 
 template <typename Traits>
-void launch_rows(TreeAttentionArguments arguments, int64_t max_items, void* stream) {
+void launch_rows(TreeAttentionArguments arguments, int packed_rows, int64_t max_items, void* stream) {
   const DeviceLimits limits = device_limits();
   arguments.stages = Traits::stages_for(limits.shared_bytes_per_block);
-  if (arguments.stages == 0) {
-    throw std::invalid_argument("tree_attention: head_dim " + std::to_string(Traits::kHeadDim) + " with " +
-                                std::to_string(Traits::kRows) + " packed rows needs " +
-                                std::to_string(Traits::shared_bytes(2)) + " bytes of shared memory, the device has " +
-                                std::to_string(limits.shared_bytes_per_block));
-  }
+  arguments.parts = packed_rows / Traits::kRows;
   const int shared_bytes = Traits::shared_bytes(arguments.stages);
   const int resident = resident_blocks(tree_attention_kernel<Traits>, Traits::kThreads, shared_bytes);
-  const int64_t blocks = std::min<int64_t>(max_items * arguments.params.num_kv_heads,
+  const int64_t blocks = std::min<int64_t>(max_items * arguments.parts * arguments.params.num_kv_heads,
                                            static_cast<int64_t>(resident) * limits.multiprocessors);
   launch("tree_attention", tree_attention_kernel<Traits>, blocks, Traits::kThreads, shared_bytes, stream, arguments);
 }
 
+// With the largest tiles that items of `packed_rows` fill and the device has room for.
 template <typename T, int kHeadDim>
 void launch_tree_attention(const TreeAttentionArguments& arguments, int packed_rows, int64_t max_items, void* stream) {
-  if (packed_rows == 16) return launch_rows<TreeAttentionTraits<T, kHeadDim, 16>>(arguments, max_items, stream);
-  if (packed_rows == 32) return launch_rows<TreeAttentionTraits<T, kHeadDim, 32>>(arguments, max_items, stream);
+  const int shared_bytes = device_limits().shared_bytes_per_block;
   if constexpr (most_packed_rows(kHeadDim) >= 64) {
-    if (packed_rows == 64) return launch_rows<TreeAttentionTraits<T, kHeadDim, 64>>(arguments, max_items, stream);
+    using Traits = TreeAttentionTraits<T, kHeadDim, 64>;
+    if (packed_rows >= 64 && Traits::stages_for(shared_bytes) > 0) {
+      return launch_rows<Traits>(arguments, packed_rows, max_items, stream);
+    }
   }
-  throw std::invalid_argument("tree_attention: packed_rows is " + std::to_string(packed_rows) +
-                              ", expected 16 or 32 or, up to head_dim 128, 64");
+  using Traits32 = TreeAttentionTraits<T, kHeadDim, 32>;
+  if (packed_rows >= 32 && Traits32::stages_for(shared_bytes) > 0) {
+    return launch_rows<Traits32>(arguments, packed_rows, max_items, stream);
+  }
+  using Traits16 = TreeAttentionTraits<T, kHeadDim, 16>;
+  if (Traits16::stages_for(shared_bytes) > 0) {
+    return launch_rows<Traits16>(arguments, packed_rows, max_items, stream);
+  }
+  throw std::invalid_argument(
+      "tree_attention: head_dim " + std::to_string(kHeadDim) + " needs " + std::to_string(Traits16::shared_bytes(2)) +
+      " bytes of shared memory per block of threads, the device has " + std::to_string(shared_bytes));
 }
 
 }  // namespace apar::cuda

@@ -19,13 +19,13 @@
 
 namespace apar::cuda {
 
-// Where the partial results of one (partial, head) lie: outputs [rows, D], maxima [rows], sums [rows].
+// Where the partial results of one (partial, part, head) lie: outputs [rows, D], maxima [rows], sums [rows].
 template <typename Traits>
 struct PartialResult {
   static constexpr int64_t kFloats = static_cast<int64_t>(Traits::kRows) * (Traits::kHeadDim + 2);
   float* base;
-  APAR_DEVICE PartialResult(const TreeAttentionParams& params, int partial, int head)
-      : base(params.partials + (static_cast<int64_t>(partial) * params.num_kv_heads + head) * kFloats) {}
+  APAR_DEVICE PartialResult(const TreeAttentionParams& params, int units, int partial, int unit)
+      : base(params.partials + (static_cast<int64_t>(partial) * units + unit) * kFloats) {}
   APAR_DEVICE float* output(int packed, int column) const { return base + packed * Traits::kHeadDim + column; }
   APAR_DEVICE float* maximum(int packed) const { return base + Traits::kRows * Traits::kHeadDim + packed; }
   APAR_DEVICE float* sum(int packed) const { return maximum(packed) + Traits::kRows; }
@@ -60,6 +60,8 @@ class TreeAttention {
       : params_(arguments.params),
         score_scale_(arguments.score_scale),
         stages_(arguments.stages),
+        units_(arguments.parts * arguments.params.num_kv_heads),
+        parts_(arguments.parts),
         shared_(shared_memory<Shared>()),
         lane_(lane_index()),
         strip_(warp_index() % Traits::kStrips),
@@ -67,7 +69,7 @@ class TreeAttention {
 
   // The last warp: says what the steps are, `stages` steps ahead.
   APAR_DEVICE void schedule() {
-    Scheduler<Traits::kRows> scheduler(params_, stages_);
+    Scheduler<Traits::kRows> scheduler(params_, stages_, parts_);
     Ring ahead(stages_ + 1), now(stages_ + 1);
     int n = 0;
     for (; n < stages_; ++n, ahead.next()) {
@@ -146,7 +148,7 @@ class TreeAttention {
   APAR_DEVICE void copy_entries(const Block<Traits::kRows>* block, int stage) {
     constexpr int kParts = Traits::kHeadDim / 8;
     const uint64_t policy = make_cache_policy(CacheHint::kNormal);
-    const int head = load_shared(&block->head), offset = load_shared(&block->offset);
+    const int head = load_shared(&block->unit) % params_.num_kv_heads, offset = load_shared(&block->offset);
     const uint32_t low = load_shared(&block->visible[0]), high = load_shared(&block->visible[1]);
     const int page_size = params_.page_size;
     const T* keys = static_cast<const T*>(params_.k_cache);
@@ -171,7 +173,7 @@ class TreeAttention {
   APAR_DEVICE void copy_queries(const Block<Traits::kRows>* block) {
     constexpr int kParts = Traits::kHeadDim / 8;
     const uint64_t policy = make_cache_policy(CacheHint::kNormal);
-    const int head = load_shared(&block->head);
+    const int head = load_shared(&block->unit) % params_.num_kv_heads;
     const int first_packed = load_shared(&block->item.first_packed), num_packed = load_shared(&block->item.num_packed);
     const T* queries = static_cast<const T*>(params_.q);
     const uint32_t target = shared_address(shared_->q[load_shared(&block->q_slot)]);
@@ -367,7 +369,7 @@ class TreeAttention {
 
   APAR_DEVICE void start_item(const Block<Traits::kRows>* block) {
     q_slot_ = load_shared(&block->q_slot);
-    head_ = load_shared(&block->head);
+    unit_ = load_shared(&block->unit);
     const WorkItem* item = &block->item;
     index_ = load_shared(&item->index);
     leaves_segments_ = load_shared(&item->merge) >= 0 && index_ != load_shared(&item->merge_begin);
@@ -405,12 +407,16 @@ class TreeAttention {
     start_segment();
   }
 
+  APAR_DEVICE int head() const { return unit_ % params_.num_kv_heads; }
+  // Packed rows of the item before this part.
+  APAR_DEVICE int skipped() const { return unit_ / params_.num_kv_heads * Traits::kRows; }
+
   APAR_DEVICE void finish_item() {
     if (index_ < 0) return;  // before the first
     const WorkItem* item = params_.items + index_;
     const int merge = load_constant(&item->merge);
     if (merge < 0) {
-      write_output(load_constant(&item->first_packed));
+      write_output(load_constant(&item->first_packed) + skipped());
     } else {
       if (!leaves_segments_) write_partial(total_state_, total_);
       arrive_and_merge(item, merge);
@@ -422,7 +428,7 @@ class TreeAttention {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       if (row_[half] < 0) continue;
-      const OutputPlace place = output_place(params_, first_packed + packed_of(half), head_);
+      const OutputPlace place = output_place(params_, first_packed + packed_of(half), head());
       SoftmaxState state = total_state_[half];
       const float before =
           params_.sinks != nullptr ? fold_sink(state, load_constant(params_.sinks + place.query_head)) : 1.0f;
@@ -450,7 +456,7 @@ class TreeAttention {
 
   APAR_DEVICE void write_partial(const SoftmaxState (&states)[2], const float (&outputs)[Traits::kUnitsPerWarp][2][4]) {
     const int first = load_constant(&params_.items[index_].partial);
-    const PartialResult<Traits> partial(params_, first + partials_written_++, head_);
+    const PartialResult<Traits> partial(params_, units_, first + partials_written_++, unit_);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int packed = packed_of(half);
@@ -473,10 +479,9 @@ class TreeAttention {
 
   // The last block of threads to arrive folds all partial results of the rows, in the order of the walk.
   APAR_DEVICE void arrive_and_merge(const WorkItem* item, int merge) {
-    int32_t* arrivals = params_.arrivals + static_cast<int64_t>(merge) * params_.num_kv_heads + head_;
+    int32_t* arrivals = params_.arrivals + static_cast<int64_t>(merge) * units_ + unit_;
     if (thread_index() == 0) {
-      store_global(params_.segments_used + static_cast<int64_t>(index_) * params_.num_kv_heads + head_,
-                   partials_written_);
+      store_global(params_.segments_used + static_cast<int64_t>(index_) * units_ + unit_, partials_written_);
     }
     synchronize_threads(kComputeBarrier, Traits::kComputeThreads);
     if (thread_index() == 0) {
@@ -489,7 +494,8 @@ class TreeAttention {
     const int begin = load_constant(&item->merge_begin), end = load_constant(&item->merge_end);
     if (load_shared(&shared_->arrived) != end - begin - 1) return;
     if (thread_index() == 0) store_global(arrivals, 0);  // for the next launch
-    const int first_packed = load_constant(&item->first_packed), num_packed = load_constant(&item->num_packed);
+    const int first_packed = load_constant(&item->first_packed) + skipped();
+    const int num_packed = smaller(load_constant(&item->num_packed) - skipped(), Traits::kRows);
 #pragma unroll 1
     for (int packed = warp_index(); packed < num_packed; packed += Traits::kWarps) {
       merge_row(begin, end, packed, first_packed + packed);
@@ -503,10 +509,9 @@ class TreeAttention {
     float outputs[kColumns] = {};
     for (int index = begin; index < end; ++index) {
       const int first = load_constant(&params_.items[index].partial);
-      const int used =
-          load_from_other_block(params_.segments_used + static_cast<int64_t>(index) * params_.num_kv_heads + head_);
+      const int used = load_from_other_block(params_.segments_used + static_cast<int64_t>(index) * units_ + unit_);
       for (int i = 0; i < used; ++i) {
-        const PartialResult<Traits> partial(params_, first + i, head_);
+        const PartialResult<Traits> partial(params_, units_, first + i, unit_);
         const SoftmaxState next{load_from_other_block(partial.maximum(packed)),
                                 load_from_other_block(partial.sum(packed))};
         if (!folds(next)) continue;
@@ -519,7 +524,7 @@ class TreeAttention {
         }
       }
     }
-    const OutputPlace place = output_place(params_, global_packed, head_);
+    const OutputPlace place = output_place(params_, global_packed, head());
     const float before =
         params_.sinks != nullptr ? fold_sink(state, load_constant(params_.sinks + place.query_head)) : 1.0f;
     const float factor = before * output_factor(state);
@@ -540,12 +545,12 @@ class TreeAttention {
 
   const TreeAttentionParams& params_;
   const ScoreScale score_scale_;
-  const int stages_;
+  const int stages_, units_, parts_;
   Shared* const shared_;
   const int lane_, strip_, warp_in_strip_;
 
   // the item
-  int index_ = -1, head_ = 0, q_slot_ = 0, partials_written_ = 0;
+  int index_ = -1, unit_ = 0, q_slot_ = 0, partials_written_ = 0;
   bool leaves_segments_ = false;  // to the merge, since its total goes on from another item's
   int row_[2] = {-1, -1};         // of this thread's packed rows lane / 4 and lane / 4 + 8 of the strip; -1: none
   bool segment_used_ = false;

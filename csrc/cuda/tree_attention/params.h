@@ -22,10 +22,11 @@ struct TreeAttentionParams {
   const RowRange* row_ranges;
   const int32_t* row_begin;
   const WorkItem* items;
+  int32_t* arrivals;  // [max_partials, parts, Hkv], zero before and after every launch
 
-  float* partials;         // [max_partials, Hkv, packed_rows * (D + 2)]: outputs, then maxima, then sums
-  int32_t* segments_used;  // [max items, Hkv]
-  int32_t* arrivals;       // [max_partials, Hkv], zero before and after every launch
+  // Parts: see arguments.cuh. Of one part and head: outputs, then maxima, then sums.
+  float* partials;         // [max_partials, parts, Hkv, packed_rows / parts * (D + 2)]
+  int32_t* segments_used;  // [max items, parts, Hkv]
 
   int64_t q_row_stride;
   int64_t q_head_stride;

@@ -49,7 +49,7 @@ class PlainAttention {
     const int begin = range.begin, end = range.end;
     const int32_t* pages = params_.page_table + static_cast<int64_t>(range.stream) * params_.max_pages;
     for (int position = begin / kBlockEntries * kBlockEntries; position < end; position += kBlockEntries) {
-      if (position % kSegmentEntries == 0) fold_segment();
+      if (position == segment_begin(position)) fold_segment();
       add_block(pages, position, position > begin ? position : begin,
                 position + kBlockEntries < end ? position + kBlockEntries : end);
     }

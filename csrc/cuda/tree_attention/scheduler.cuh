@@ -23,12 +23,13 @@ APAR_DEVICE uint32_t bits_between(int first, int end) {
 template <int kRows>
 class Scheduler {
  public:
-  APAR_DEVICE Scheduler(const TreeAttentionParams& params, int stages)
+  APAR_DEVICE Scheduler(const TreeAttentionParams& params, int stages, int parts)
       : params_(params),
         stages_(stages),
+        units_(parts * params.num_kv_heads),
         lane_(lane_index()),
         work_(block_index()),
-        num_work_(load_constant(&params.work->num_items) * params.num_kv_heads),
+        num_work_(load_constant(&params.work->num_items) * units_),
         page_shift_(31 - count_leading_zeros(params.page_size)) {}
 
   // The block with number `n` of this block of threads.
@@ -44,7 +45,7 @@ class Scheduler {
         }
         // Two items' queries fit: the item before the last must be done when this block's copies start.
         if (num_started_ >= 2 && n < first_block_ + stages_ - 1) return;
-        start_item();
+        if (!start_item()) continue;
         started = true;
         first_block_ = n;
         flags_ = kFirstOfItem | kFirstOfSegment;
@@ -52,7 +53,7 @@ class Scheduler {
       if (find_block()) break;
       in_item_ = false;
     }
-    const int segment = position_ / kSegmentEntries;
+    const int segment = segment_begin(position_);
     if (walk_ != last_walk_ || segment != last_segment_) flags_ |= kFirstOfSegment;
     last_walk_ = walk_;
     last_segment_ = segment;
@@ -90,7 +91,7 @@ class Scheduler {
     if (lane_ == 0) {
       store_shared(&block->flags, flags_);
       store_shared(&block->q_slot, num_started_ & 1);
-      store_shared(&block->head, head_);
+      store_shared(&block->unit, unit_);
       store_shared(&block->offset, offset_);
       store_shared(&block->visible[0], visible_[0]);
       store_shared(&block->visible[1], visible_[1]);
@@ -112,18 +113,24 @@ class Scheduler {
   static constexpr int kRowsPerLane = (kRows + kWarpSize - 1) / kWarpSize;
   static constexpr int kNone = 0x7fffffff;
 
-  APAR_DEVICE void start_item() {
-    const int index = work_ / params_.num_kv_heads;
-    head_ = work_ % params_.num_kv_heads;
+  // False: the part has no rows.
+  APAR_DEVICE bool start_item() {
+    const int index = work_ / units_;
+    unit_ = work_ % units_;
     work_ += grid_size();
-    ++num_started_;
+    const int skipped = unit_ / params_.num_kv_heads * kRows;
     item_int_ =
         lane_ < kWorkItemInts ? load_constant(reinterpret_cast<const int32_t*>(params_.items + index) + lane_) : 0;
-    const int first_packed = shuffle(item_int_, 0), num_packed = shuffle(item_int_, 1);
+    const int first_packed = shuffle(item_int_, 0) + skipped;
+    const int num_packed = smaller(shuffle(item_int_, 1) - skipped, kRows);
+    if (num_packed <= 0) return false;
+    if (lane_ == 0) item_int_ = first_packed;
+    if (lane_ == 1) item_int_ = num_packed;
+    ++num_started_;
     begin_walk_ = shuffle(item_int_, 2);
-    begin_segment_ = shuffle(item_int_, 3);
+    begin_entry_ = shuffle(item_int_, 3);
     end_walk_ = shuffle(item_int_, 4);
-    end_segment_ = shuffle(item_int_, 5);
+    end_entry_ = shuffle(item_int_, 5);
     const int first_row = first_packed / params_.group_size;
     const int num_rows = (first_packed + num_packed - 1) / params_.group_size - first_row + 1;
 #pragma unroll
@@ -139,6 +146,7 @@ class Scheduler {
     walk_ = last_walk_ = -1;
     position_ = 0;
     in_item_ = true;
+    return true;
   }
 
   // The row's next range.
@@ -178,13 +186,14 @@ class Scheduler {
         }
       }
       stream_ = reduce_max(stream);
-      position_ = walk == begin_walk_ ? begin_segment_ * kSegmentEntries : 0;
-      limit_ = walk == end_walk_ ? end_segment_ * kSegmentEntries : kNone;
+      position_ = walk == begin_walk_ ? begin_entry_ : 0;
+      limit_ = walk == end_walk_ ? end_entry_ : kNone;
     }
   }
 
   const TreeAttentionParams& params_;
   const int stages_;
+  const int units_;  // parts x KV heads
   const int lane_;
   int work_;
   const int num_work_;
@@ -193,8 +202,8 @@ class Scheduler {
   // the item
   bool in_item_ = false;
   int num_started_ = 0, first_block_ = 0;
-  int head_ = 0, item_int_ = 0;
-  int begin_walk_ = 0, begin_segment_ = 0, end_walk_ = 0, end_segment_ = 0;
+  int unit_ = 0, item_int_ = 0;
+  int begin_walk_ = 0, begin_entry_ = 0, end_walk_ = 0, end_entry_ = 0;
   // the walk entry
   int walk_ = -1, stream_ = 0, position_ = 0, limit_ = kNone;
   int last_walk_ = -1, last_segment_ = 0;

@@ -24,7 +24,7 @@ template <int kRows>
 struct Block {
   int32_t flags;
   int32_t q_slot;
-  int32_t head;
+  int32_t unit;         // part * Hkv + KV head
   int32_t offset;       // of the first entry in its page
   uint32_t visible[2];  // entries that any row of the item sees, a bit each
   WorkItem item;        // with kFirstOfItem

@@ -6,21 +6,11 @@
 #include "cuda/launch.h"
 #include "cuda/tree_attention/arguments.cuh"
 #include "cuda/tree_attention/plain_kernel.cuh"
-#include "cuda/tree_attention/traits.h"
 
 namespace apar::cuda {
 namespace {
 
 [[noreturn]] void fail(const std::string& text) { throw std::invalid_argument("tree_attention: " + text); }
-
-template <typename T, int kHeadDim>
-int max_packed_rows_of(int shared_bytes) {
-  if constexpr (most_packed_rows(kHeadDim) >= 64) {
-    if (TreeAttentionTraits<T, kHeadDim, 64>::stages_for(shared_bytes) > 0) return 64;
-  }
-  if (TreeAttentionTraits<T, kHeadDim, 32>::stages_for(shared_bytes) > 0) return 32;
-  return TreeAttentionTraits<T, kHeadDim, 16>::stages_for(shared_bytes) > 0 ? 16 : 0;
-}
 
 template <typename T>
 void launch_head_dim(const TreeAttentionArguments& arguments, int packed_rows, int64_t max_items, void* stream) {
@@ -55,28 +45,12 @@ void launch_plain(const TreeAttentionArguments& arguments, void* stream) {
 
 }  // namespace
 
-int max_packed_rows(Element element, int head_dim, int device) {
+int multiprocessors_of(int device) {
   const DeviceScope scope(device);
-  const DeviceLimits limits = device_limits();
-  if (limits.compute_capability < 80) return 0;
-  if (element == Element::kFloat32) return head_dim <= kPlainMaxHeadDim ? 64 : 0;
-  switch (head_dim) {
-    case 64:
-      return max_packed_rows_of<Half, 64>(limits.shared_bytes_per_block);
-    case 80:
-      return max_packed_rows_of<Half, 80>(limits.shared_bytes_per_block);
-    case 96:
-      return max_packed_rows_of<Half, 96>(limits.shared_bytes_per_block);
-    case 128:
-      return max_packed_rows_of<Half, 128>(limits.shared_bytes_per_block);
-    case 256:
-      return max_packed_rows_of<Half, 256>(limits.shared_bytes_per_block);
-    default:
-      return 0;
-  }
+  return device_limits().multiprocessors;
 }
 
-void tree_attention(const TreeAttentionParams& params, Element element, int packed_rows, int64_t max_items, int device,
+void tree_attention(TreeAttentionParams params, Element element, int32_t* work, const WorkInput& input, int device,
                     void* stream) {
   if (params.num_rows == 0 || params.num_kv_heads == 0) return;
   const DeviceScope scope(device);
@@ -85,7 +59,15 @@ void tree_attention(const TreeAttentionParams& params, Element element, int pack
     fail("the device has compute capability " + std::to_string(limits.compute_capability / 10) + "." +
          std::to_string(limits.compute_capability % 10) + ", expected 8.0 or newer");
   }
-  const TreeAttentionArguments arguments{params, make_score_scale(params.scale, params.softcap), 0};
+  const WorkLayout layout = work_layout(params.num_rows, params.num_kv_heads, params.group_size, input);
+  params.work = reinterpret_cast<const WorkHeader*>(work);
+  params.row_begin = work + layout.row_begin;
+  params.arrivals = work + layout.arrivals;
+  params.items = reinterpret_cast<const WorkItem*>(work + layout.items);
+  params.row_ranges = reinterpret_cast<const RowRange*>(work + layout.row_ranges);
+  const int packed_rows = input.packed_rows;
+  const int64_t max_items = max_work_items(params.num_rows, params.group_size, input);
+  const TreeAttentionArguments arguments{params, make_score_scale(params.scale, params.softcap), 0, 1};
   switch (element) {
     case Element::kFloat32:
       return launch_plain(arguments, stream);
