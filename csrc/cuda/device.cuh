@@ -81,12 +81,18 @@ APAR_DEVICE void stop(const char* format, long long first, long long second, lon
 
 // ---- barriers and warp collectives
 
+// Where in the program a call stands: the emulator names it in its messages. Nothing on a device. Functions that wrap a
+// barrier take it as their last argument, so that each use is a place of its own.
+struct Location {
+  static APAR_DEVICE Location current() { return {}; }
+};
+
 APAR_DEVICE void synchronize_block() { __syncthreads(); }
 // Whether the predicate holds for any thread of the block; a barrier too.
 APAR_DEVICE bool any_in_block(bool predicate) { return __syncthreads_or(predicate) != 0; }
-APAR_DEVICE void synchronize_warp() { __syncwarp(); }
+APAR_DEVICE void synchronize_warp(Location = Location::current()) { __syncwarp(); }
 // A barrier of `threads` threads (a multiple of 32); id 0 is the block's own.
-APAR_DEVICE void synchronize_threads(int id, int threads) {
+APAR_DEVICE void synchronize_threads(int id, int threads, Location = Location::current()) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 

@@ -27,7 +27,8 @@ Tensor make_work(const Tensor& schedule, int64_t multiprocessors) {
   work_check.that(header.magic == kPlanMagic, "schedule is not one, expected what make_plan returns");
   work_check.that(multiprocessors >= 1, "multiprocessors is ", multiprocessors, ", expected at least 1");
   const WorkInput input = work_input_for(header.num_rows, header.num_kv_heads, header.group_size, multiprocessors);
-  Tensor work = torch::stable::new_empty(
+  // Zeros where nothing is written: the same plan always gives the same tensor.
+  Tensor work = torch::stable::new_zeros(
       schedule, {work_size(header.num_rows, header.num_ranges, header.num_kv_heads, header.group_size, input)});
   write_work(plan, input, work.mutable_data_ptr<int32_t>());
   return work;

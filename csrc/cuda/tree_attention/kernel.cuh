@@ -117,7 +117,9 @@ class TreeAttention {
 
  private:
   // Warps come to it from two places of the program, so it is not the block's own barrier.
-  APAR_DEVICE void synchronize_step() { synchronize_threads(kStepBarrier, Traits::kThreads); }
+  APAR_DEVICE void synchronize_step(const Location& where = Location::current()) {
+    synchronize_threads(kStepBarrier, Traits::kThreads, where);
+  }
 
   // ---- copies
 
@@ -190,11 +192,11 @@ class TreeAttention {
 
   // ---- one block of entries
 
-  APAR_DEVICE void synchronize_strip() {
+  APAR_DEVICE void synchronize_strip(const Location& where = Location::current()) {
     if constexpr (Traits::kWarpsPerStrip == 1) {
-      synchronize_warp();
+      synchronize_warp(where);
     } else {
-      synchronize_threads(1 + strip_, Traits::kWarpsPerStrip * kWarpSize);
+      synchronize_threads(1 + strip_, Traits::kWarpsPerStrip * kWarpSize, where);
     }
   }
 

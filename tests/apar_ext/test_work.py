@@ -1,0 +1,41 @@
+"""make_work: the work list that a plan carries on a CUDA device, made on the host."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import apar_ext
+
+
+def make_schedule() -> torch.Tensor:
+    page_table = torch.arange(40, dtype=torch.int32).view(2, 20)
+    columns = [[0, 1, 0], [0, 0, 0], [300, 20, 100]]
+    numbers = [torch.tensor(column, dtype=torch.int32) for column in ([0, 2, 3], *columns)]
+    return apar_ext.make_plan(page_table, *numbers, num_kv_heads=2, group_size=4, page_size=16).schedule
+
+
+def test_lists_items_and_ranges():
+    work = torch.ops.apar.make_work(make_schedule(), 132)
+    num_items, num_merges, num_partials, packed_rows = work[1:5].tolist()
+    assert (num_items, num_merges, num_partials, packed_rows) == (2, 1, 3, 16)
+    assert work[8:11].tolist() == [0, 2, 3]
+    assert work[-12:].view(3, 4).tolist() == [[0, 0, 0, 300], [1, 1, 0, 20], [0, 0, 0, 100]]
+
+
+def test_operator_is_registered_as_torch_expects():
+    torch.library.opcheck(torch.ops.apar.make_work.default, (make_schedule(), 132))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "multiprocessors", "message"),
+    [
+        (torch.zeros(30, dtype=torch.int32), 132, "make_work: schedule is not one, expected what make_plan returns"),
+        (torch.zeros(3, dtype=torch.int32), 132, "make_work: schedule is not one"),
+        (torch.zeros(30), 132, "make_work: schedule has dtype float32, expected int32"),
+        (None, 0, "make_work: multiprocessors is 0, expected at least 1"),
+    ],
+)
+def test_bad_input(schedule, multiprocessors, message):
+    with pytest.raises(ValueError, match=message):
+        torch.ops.apar.make_work(make_schedule() if schedule is None else schedule, multiprocessors)
