@@ -15,9 +15,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 import apar_ext
-from apar.cache import PAGED_LENGTH, PagedLayer
-
-ATTENTION_NAME = "apar"
+from apar.cache import ATTENTION_NAME, PAGED_LENGTH, PagedLayer
 
 
 def register() -> None:
@@ -92,17 +90,21 @@ def apar_mask(batch_size: int, *args: Any, **kwargs: Any) -> torch.Tensor | None
     """
     if kwargs.get("kv_length") != PAGED_LENGTH:
         return sdpa_mask(batch_size, *args, **kwargs)
-    if kwargs.get("attention_mask") is not None:
-        raise ValueError(
-            f"attention_mask: came with shape {list(kwargs['attention_mask'].shape)}, expected None with a PagedCache, "
-            "whose step says what every row may see"
-        )
+    _refuse_mask(kwargs.get("attention_mask"))
     if not kwargs.get("allow_is_causal_skip", True):
         raise ValueError(
             "this model adds its own pattern to the causal mask (bidirectional, image blocks or the like), "
             "expected plain causal or sliding-window attention with a PagedCache"
         )
     return None
+
+
+def _refuse_mask(attention_mask: torch.Tensor | None) -> None:
+    if attention_mask is not None:
+        raise ValueError(
+            f"attention_mask: came with shape {list(attention_mask.shape)}, expected None with a PagedCache, "
+            "whose step says what every row may see"
+        )
 
 
 # Arguments that change what a layer computes and that the tree kernels do not know; None means absent.
@@ -120,11 +122,7 @@ def _paged_attention(
     sinks: torch.Tensor | None,
     others: dict[str, Any],
 ) -> torch.Tensor:
-    if attention_mask is not None:
-        raise ValueError(
-            f"attention_mask: came with shape {list(attention_mask.shape)}, expected None with a PagedCache, "
-            "whose step says what every row may see"
-        )
+    _refuse_mask(attention_mask)
     if query.requires_grad and torch.is_grad_enabled():
         raise ValueError("PagedCache: the query requires a gradient, expected a call under torch.no_grad()")
     if dropout:

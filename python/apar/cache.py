@@ -25,6 +25,8 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 import apar_ext
 
+ATTENTION_NAME = "apar"
+PAGE_SIZES = (8, 16, 32, 64, 128)
 DEFAULT_PAGE_SIZE = 16
 # The length that a PagedCache reports: no length at all, by which the mask function knows that no mask is wanted.
 # A plain number, since older torch.compile cannot trace a type of its own; impossible, so that any other use fails.
@@ -81,8 +83,8 @@ class PagedCache(Cache):
     ) -> None:
         if num_pages < 1:
             raise ValueError(f"PagedCache: num_pages is {num_pages}, expected at least 1")
-        if page_size not in (8, 16, 32, 64, 128):
-            raise ValueError(f"PagedCache: page_size is {page_size}, expected one of 8, 16, 32, 64, 128")
+        if page_size not in PAGE_SIZES:
+            raise ValueError(f"PagedCache: page_size is {page_size}, expected one of {', '.join(map(str, PAGE_SIZES))}")
         layer_windows = attention_windows(config)
         self.config = config.get_text_config(decoder=True)
         self.num_pages = num_pages
@@ -188,10 +190,10 @@ class PagedCache(Cache):
         # Every model asks this while it prepares its mask, before the first layer: the place to notice that another
         # attention implementation would read the pages.
         implementation = self.config._attn_implementation
-        if implementation != "apar":
+        if implementation != ATTENTION_NAME:
             raise ValueError(
-                f"PagedCache: the model's attn_implementation is {implementation!r}, expected 'apar' "
-                "(model.set_attn_implementation('apar') after import apar)"
+                f"PagedCache: the model's attn_implementation is {implementation!r}, expected {ATTENTION_NAME!r} "
+                f"(model.set_attn_implementation({ATTENTION_NAME!r}) after import apar)"
             )
         return PAGED_LENGTH, 0
 
@@ -199,9 +201,7 @@ class PagedCache(Cache):
         return 0
 
     def get_seq_length(self, layer_idx: int = 0) -> NoReturn:
-        raise ValueError(
-            "PagedCache: it has no one sequence length, since every row has its own; expected position_ids"
-        )
+        _refuse_length()
 
     @property
     def is_sliding(self) -> list[bool]:
@@ -274,9 +274,7 @@ class PagedLayer(CacheLayerMixin):
     get_max_cache_shape = get_max_length  # its name before transformers 5.16
 
     def get_seq_length(self) -> NoReturn:
-        raise ValueError(
-            "PagedCache: it has no one sequence length, since every row has its own; expected position_ids"
-        )
+        _refuse_length()
 
     def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise NotImplementedError("PagedCache: branches are opened and ended by page tables, not by changing the cache")
@@ -288,6 +286,10 @@ class PagedLayer(CacheLayerMixin):
             f"PagedLayer has no {name!r}. Models hand it to the attention function in place of key and value tensors; "
             "only attn_implementation='apar' can read it"
         )
+
+
+def _refuse_length() -> NoReturn:
+    raise ValueError("PagedCache: it has no one sequence length, since every row has its own; expected position_ids")
 
 
 @dataclass

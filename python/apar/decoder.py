@@ -116,7 +116,7 @@ def make_forest(cache: PagedCache, grammar: Grammar, room: Room) -> Forest:
             fork_token=grammar.fork_id if grammar.can_fork else -1,
             child_token=grammar.child_id if grammar.can_fork else -1,
             stop_tokens=grammar.stop_ids,
-            max_depth=grammar.max_depth if grammar.can_fork else 1,
+            max_depth=grammar.max_depth,
             max_children=max(1, grammar.max_children),
             max_live_branches=room.max_live_branches,
         )

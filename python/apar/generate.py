@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from apar.cache import DEFAULT_PAGE_SIZE
 from apar.choosers import LogitsProcessor
 from apar.events import Event
 from apar.grammar import Grammar
 from apar.output import Output
 from apar.progress import progress_bar
 from apar.prompts import Prompts
-from apar.room import DEFAULT_LIVE_BRANCHES, check_integer
+from apar.room import DEFAULT_LIVE_BRANCHES, DEFAULT_PREFILL_TOKENS, check_integer
 from apar.run import PreparedRun
 from apar.sampling import make_sampling
 
@@ -34,10 +35,10 @@ def generate(
     stop: str | Sequence[str] | None = None,
     logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None = None,
     on_event: Callable[[Event], None] | None = None,
-    page_size: int = 16,
+    page_size: int = DEFAULT_PAGE_SIZE,
     max_pages: int | None = None,
     max_rows: int | None = None,
-    prefill_tokens: int = 512,
+    prefill_tokens: int = DEFAULT_PREFILL_TOKENS,
     progress: bool | None = None,
 ) -> list[Output]:
     """Answer prompts, the branches of each answer decoded in parallel.

@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
+from apar_ext import FOREST_MAX_STOP_TOKENS
+
 KNOWN_CONTROL_TOKENS = (("[Fork]", "[Child]"), ("[SplitMask]", "[SplitSop]"))
 """Pairs of names under which models know their control tokens; the first pair that a tokenizer has is used."""
 
-MAX_STOP_TOKENS = 8
 NEWLINE_RULES = ("exact", "published")
 
 
@@ -43,8 +44,8 @@ class Grammar:
             )
         if self.fork_id >= 0 and self.fork_id == self.child_id:
             raise ValueError(f"grammar: fork_id and child_id must differ, both are {self.fork_id}")
-        if len(self.stop_ids) > MAX_STOP_TOKENS:
-            raise ValueError(f"grammar: expected at most {MAX_STOP_TOKENS} stop_ids, got {len(self.stop_ids)}")
+        if len(self.stop_ids) > FOREST_MAX_STOP_TOKENS:
+            raise ValueError(f"grammar: expected at most {FOREST_MAX_STOP_TOKENS} stop_ids, got {len(self.stop_ids)}")
         if min(self.stop_ids, default=0) < 0:
             raise ValueError(f"grammar: stop_ids must not be negative, got {self.stop_ids}")
         if {self.fork_id, self.child_id} & set(self.stop_ids):

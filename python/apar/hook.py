@@ -18,6 +18,7 @@ from transformers.generation import (
     TopPLogitsWarper,
 )
 
+from apar.cache import DEFAULT_PAGE_SIZE
 from apar.grammar import Grammar
 from apar.output import Output
 from apar.room import DEFAULT_LIVE_BRANCHES
@@ -38,7 +39,7 @@ def custom_generate(
     max_children: int = 64,
     max_live_branches: int = DEFAULT_LIVE_BRANCHES,
     seed: int | None = None,
-    page_size: int = 16,
+    page_size: int = DEFAULT_PAGE_SIZE,
     max_pages: int | None = None,
     keep_control_tokens: bool = False,
     **model_kwargs: Any,

@@ -32,11 +32,11 @@ class LiveBranches:
         if not self.enabled:
             return
         if isinstance(event, Started) and self._prompt < 0:
-            self._prompt, self._branches = event.prompt, {(): _Line(event.step)}
+            self._prompt, self._branches = event.prompt, {(): _Line()}
         if event.prompt != self._prompt:
             return
         if isinstance(event, Forked):
-            self._branches[event.branch] = _Line(event.step)
+            self._branches[event.branch] = _Line()
         elif isinstance(event, Token):
             line = self._branches[event.branch]
             line.tokens += 1
@@ -73,8 +73,7 @@ class LiveBranches:
 
 
 class _Line:
-    def __init__(self, start_step: int) -> None:
-        self.start_step = start_step
+    def __init__(self) -> None:
         self.tokens = 0
         self.text = ""
         self.ended = False

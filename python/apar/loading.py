@@ -8,8 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from apar.attention import ATTENTION_NAME
-from apar.cache import UnsupportedModelError, attention_windows
+from apar.cache import ATTENTION_NAME, UnsupportedModelError, attention_windows
 from apar.grammar import Grammar
 
 

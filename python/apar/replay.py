@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from apar.cache import ATTENTION_NAME, DEFAULT_PAGE_SIZE
 from apar.choosers import ScriptChooser
 from apar.decoder import Decoder
 from apar.events import Event
@@ -23,7 +24,7 @@ from apar.grammar import Grammar
 from apar.output import Output
 from apar.progress import progress_bar
 from apar.record import Recorder, Request
-from apar.room import DEFAULT_LIVE_BRANCHES, check_integer, make_room, page_bytes
+from apar.room import DEFAULT_LIVE_BRANCHES, DEFAULT_PREFILL_TOKENS, check_integer, make_room, page_bytes
 from apar.run import apar_attention, path_limits
 from apar.tree import BranchId
 
@@ -107,10 +108,10 @@ def replay(
     compare: bool = True,
     fork: bool = True,
     max_live_branches: int = DEFAULT_LIVE_BRANCHES,
-    page_size: int = 16,
+    page_size: int = DEFAULT_PAGE_SIZE,
     max_pages: int | None = None,
     max_rows: int | None = None,
-    prefill_tokens: int = 512,
+    prefill_tokens: int = DEFAULT_PREFILL_TOKENS,
     on_event: Callable[[Event], None] | None = None,
     progress: bool | None = None,
 ) -> ReplayReport:
@@ -329,7 +330,7 @@ def random_llama(
         vocab_size=vocabulary,
         max_position_embeddings=positions,
         tie_word_embeddings=tie_embeddings,
-        attn_implementation="apar",
+        attn_implementation=ATTENTION_NAME,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

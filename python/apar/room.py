@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
+from apar.cache import PAGE_SIZES
 from apar.grammar import Grammar
 
-PAGE_SIZES = (8, 16, 32, 64, 128)
 MEMORY_SHARE = 0.25  # of the free memory, for pages, unless the caller says how many
 DEFAULT_ROWS = 256
 DEFAULT_LIVE_BRANCHES = 16  # real answers are 4 to 5 branches wide, 14 at most
 DEFAULT_SLOTS = 4096
+DEFAULT_PREFILL_TOKENS = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +31,9 @@ class Room:
     max_rows: int
     max_slots: int
     stream_pages: int
-    page_size: int = 16
-    max_live_branches: int = 16
-    prefill_tokens: int = 512
+    page_size: int
+    max_live_branches: int
+    prefill_tokens: int
 
 
 def make_room(

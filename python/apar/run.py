@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from apar.attention import ATTENTION_NAME
+from apar.cache import ATTENTION_NAME, DEFAULT_PAGE_SIZE
 from apar.choosers import LogitsProcessor, TokenChooser
 from apar.decoder import Decoder
 from apar.events import Event
@@ -16,7 +16,7 @@ from apar.loading import check_model, check_tokenizer
 from apar.output import Output
 from apar.prompts import Prompts, encode_prompts
 from apar.record import Recorder, Request, StoppingCriterion
-from apar.room import DEFAULT_LIVE_BRANCHES, check_integer, make_room
+from apar.room import DEFAULT_LIVE_BRANCHES, DEFAULT_PREFILL_TOKENS, check_integer, make_room
 from apar.sampling import Sampling
 
 
@@ -43,10 +43,10 @@ class PreparedRun:
         stop: str | Sequence[str] | None = None,
         logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None = None,
         stopping_criteria: Sequence[StoppingCriterion] = (),
-        page_size: int = 16,
+        page_size: int = DEFAULT_PAGE_SIZE,
         max_pages: int | None = None,
         max_rows: int | None = None,
-        prefill_tokens: int = 512,
+        prefill_tokens: int = DEFAULT_PREFILL_TOKENS,
     ) -> PreparedRun:
         """Raises ValueError or TypeError that names the argument of `apar.generate` that is not as it must be."""
         check_integer("max_new_tokens", max_new_tokens, 1)
