@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from apar.events import BranchText, Ended, Event, Finished, Forked, Started, Token
+from apar.branch_text import BranchText
+from apar.events import Ended, Event, Finished, Forked, Started, Token
 from apar.forest import CANCEL, END_REASONS
 from apar.grammar import Grammar
 from apar.output import Branch, Output, Stats, make_output, path_ids

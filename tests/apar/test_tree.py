@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from apar.events import BranchText
+from apar.branch_text import BranchText
 from apar.grammar import Grammar
 from apar.output import Branch, Stats, make_output
 from apar.tree import ParagraphTree, split_text
