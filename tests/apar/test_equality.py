@@ -21,15 +21,6 @@ from tests.apar.tiny_models import VOCABULARY, reference_implementation
 MAX_NEW_TOKENS = 48
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Matrices this small are slower on two threads, much slower where others use the machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def decode(model, prompts, grammar, **options):
     options = {"max_new_tokens": MAX_NEW_TOKENS, **options}
     return apar.generate(model, None, prompts, grammar=grammar, **options)
@@ -116,7 +107,7 @@ ROOMS = {
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral"])
-def test_room_never_changes_what_is_written(family: str) -> None:
+def test_room_never_changes_what_is_written(family: str, two_threads) -> None:
     grammar = forking_grammar(max_depth=4)
     model = forking_model(family, seed=2)
     prompts = random_prompts(12, seed=9)
@@ -126,7 +117,7 @@ def test_room_never_changes_what_is_written(family: str) -> None:
         assert decode(model, prompts, grammar, **room) == expected, name
     assert [decode(model, [prompt], grammar)[0] for prompt in prompts] == expected, "one prompt at a time"
     assert decode(model, prompts[::-1], grammar)[::-1] == expected, "prompts in another order"
-    torch.set_num_threads(2)
+    two_threads()
     assert decode(model, prompts, grammar) == expected, "another number of threads"
 
 

@@ -18,14 +18,6 @@ from tests.apar.tiny_tokenizers import byte_level_tokenizer, sentencepiece_token
 POSITIONS = 256
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def tokenizer():
     return byte_level_tokenizer(chat=True)

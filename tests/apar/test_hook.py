@@ -16,10 +16,7 @@ GRAMMAR = forking_grammar(max_depth=3)
 
 @pytest.fixture(scope="module")
 def model():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield forking_model(seed=2)
-    torch.set_num_threads(threads)
+    return forking_model(seed=2)
 
 
 def hook(model, ids, **options):

@@ -8,7 +8,6 @@ from pathlib import Path
 import apar
 import numpy as np
 import pytest
-import torch
 from apar.replay import DEMO_TREE, check_tree, random_llama, read_trees, replay
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,10 +19,7 @@ TREES = Path(__file__).parents[2] / "bench" / "trees" / "vicuna80.jsonl"
 
 @pytest.fixture(scope="module")
 def model():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield random_llama(hidden_size=64, layers=2, heads=2, kv_heads=1, vocabulary=50, positions=4096)
-    torch.set_num_threads(threads)
+    return random_llama(hidden_size=64, layers=2, heads=2, kv_heads=1, vocabulary=50, positions=4096)
 
 
 def check(model, tree, prompt_tokens: int, page_size: int) -> None:

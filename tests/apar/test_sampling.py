@@ -74,7 +74,6 @@ def test_greedy_takes_the_first_of_the_largest_and_refuses_nan() -> None:
 
 
 def test_the_same_seed_gives_the_same_text_whatever_the_load() -> None:
-    torch.set_num_threads(1)
     model = forking_model(seed=2)
     prompts = random_prompts(10, seed=1)
     options = dict(grammar=forking_grammar(), max_new_tokens=32, temperature=0.8, top_p=0.95, top_k=40)
