@@ -3,7 +3,8 @@
 
 #include <pybind11/stl.h>
 
-#include <string>
+#include <cstddef>
+#include <vector>
 
 #include "core/forest_layout.h"
 #include "cpu/forest.h"

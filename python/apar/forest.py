@@ -221,11 +221,11 @@ class Forest:
 
     def advance(self, sampled: torch.Tensor) -> None:
         """Makes the next step from the token of each row: ``[>= num_rows]`` int32; ``CANCEL`` ends a branch."""
-        torch.ops.apar.advance(self.data, sampled)
+        apar_ext.advance(self.data, sampled)
 
     def schedule(self) -> None:
         """Makes the next step after admitting or cancelling; rows that are not sampled yet stay in it."""
-        torch.ops.apar.forest_schedule(self.data)
+        apar_ext.forest_schedule(self.data)
 
     @property
     def num_rows(self) -> int:

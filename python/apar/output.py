@@ -19,7 +19,8 @@ class Branch:
     the load. ``token_ids``: its own stream, the forced child token and the token that ended it included.
     ``fork_index``: index of its fork token in the parent's ``token_ids`` (-1 for the trunk). ``finish_reason``:
     ``"stop"`` (end token or stop string), ``"length"``, ``"cancelled"``; None while it runs. ``start_step``,
-    ``end_step``: first and last decode step (of this prompt, from 0) that fed a token of the branch.
+    ``end_step``: first and last decode step (of this prompt, from 0) that fed a token of the branch. ``stopped``: a
+    stop string or stopping criterion ended it; ``stop_string``: which string.
     """
 
     id: BranchId
@@ -29,7 +30,7 @@ class Branch:
     finish_reason: str | None = None
     start_step: int = dataclasses.field(default=-1, compare=False)
     end_step: int = dataclasses.field(default=-1, compare=False)
-    stopped: bool = dataclasses.field(default=False, compare=False, repr=False)  # by a stop string or criterion
+    stopped: bool = dataclasses.field(default=False, compare=False, repr=False)
     stop_string: str | None = dataclasses.field(default=None, compare=False)
 
     @property
