@@ -120,16 +120,15 @@ STABLE_TORCH_LIBRARY_FRAGMENT(apar, m) {
   m.def("forest_reset(Tensor(a!) forest) -> ()");
   m.def("forest_schedule(Tensor(a!) forest) -> ()");
   m.def(
-      "forest_admit(Tensor(a!) forest, int request, int prompt_length, int limit, int last_token, int shared_slot=-1) "
-      "-> Tensor");
+      "forest_admit(Tensor(a!) forest, int request, int prompt_length, int limit, int last_token, "
+      "int shared_slot=-1) -> Tensor");
   m.def("forest_open_shared(Tensor(a!) forest, int length) -> Tensor");
   m.def("forest_close_shared(Tensor(a!) forest, int slot) -> ()");
   m.def("forest_join(Tensor(a!) forest, int parent, Tensor children) -> ()");
   m.def("forest_cancel(Tensor(a!) forest, int request) -> Tensor");
   m.def(
-      "window_begins(Tensor row_indptr, Tensor row_position, Tensor range_stream, Tensor range_begin, Tensor "
-      "range_end, "
-      "Tensor first_position, int window) -> Tensor");
+      "window_begins(Tensor row_indptr, Tensor row_position, Tensor range_stream, Tensor range_begin, "
+      "Tensor range_end, Tensor first_position, int window) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(apar, CPU, m) {
