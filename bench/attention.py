@@ -22,7 +22,7 @@ import apar_ext
 from apar_ext import reference
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from common import Matmul, MemoryReader, machine_line, print_table, time_together, write_results
+from common import Matmul, MemoryReader, machine_line, print_table, time_together, tree_rows, write_results
 
 ACCURACY = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 5e-3}
 NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
@@ -236,21 +236,6 @@ def overhead() -> dict[str, float]:
 # ---- published kernel shapes ----
 
 
-def tree_of(nodes_per_level: list[int], tokens_per_node: list[int]) -> list[list[Range]]:
-    """One row per leaf: the ranges from the root to it. Streams are numbered level by level."""
-    first = [sum(nodes_per_level[:level]) for level in range(len(nodes_per_level))]
-    leaves = nodes_per_level[-1]
-    rows = []
-    for leaf in range(leaves):
-        rows.append(
-            [
-                (first[level] + leaf * nodes // leaves, 0, tokens)
-                for level, (nodes, tokens) in enumerate(zip(nodes_per_level, tokens_per_node, strict=True))
-            ]
-        )
-    return rows
-
-
 def kernel_shapes(reader: MemoryReader, max_gb: float) -> list[dict[str, Any]]:
     matmul = Matmul(torch.bfloat16)
     path = pathlib.Path(__file__).parent / "shapes" / "kernel_shapes.json"
@@ -262,7 +247,7 @@ def kernel_shapes(reader: MemoryReader, max_gb: float) -> list[dict[str, Any]]:
             if cache_gb > max_gb:
                 print(f"{shape['name']} {heads[0]}/{heads[1]}: left out, its KV takes {cache_gb:.1f} GB (--max-gb)")
                 continue
-            problem = make_problem(tree_of(nodes, tokens), heads, torch.bfloat16)
+            problem = make_problem(tree_rows(nodes, tokens), heads, torch.bfloat16)
             problem.check()
             times = time_together({"attention": problem.run, "matmul": matmul, "read": reader}, rounds=5, seconds=3)
             name = f"{shape['name']} {heads[0]}/{heads[1]}"

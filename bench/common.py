@@ -1,4 +1,4 @@
-"""What the benchmarks share: naming the machine, its ceilings, fair timing, tables and results."""
+"""What the benchmarks share: naming the machine, its ceilings, fair timing, shapes, tables and results."""
 
 from __future__ import annotations
 
@@ -101,6 +101,22 @@ class Matmul:
 
     def __call__(self) -> torch.Tensor:
         return self._a @ self._b
+
+
+def tree_rows(nodes_per_level: list[int], tokens_per_node: list[int]) -> list[list[tuple[int, int, int]]]:
+    """One row per leaf, in depth-first order: the ranges (stream, begin, end) from the root to it, a stream per node.
+
+    Streams are numbered level by level.
+    """
+    leaves = nodes_per_level[-1]
+    first = [sum(nodes_per_level[:level]) for level in range(len(nodes_per_level))]
+    return [
+        [
+            (first[level] + leaf * nodes // leaves, 0, tokens)
+            for level, (nodes, tokens) in enumerate(zip(nodes_per_level, tokens_per_node, strict=True))
+        ]
+        for leaf in range(leaves)
+    ]
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

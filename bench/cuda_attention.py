@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 
 import apar_ext
-from bench.cuda_expected import HEADS, PAGE_SIZE, SHAPES, tree_rows
+from bench.common import tree_rows
+from bench.cuda_expected import HEADS, PAGE_SIZE, SHAPES
 
 HEAD_DIM = 128
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 import apar_ext
+from bench.common import tree_rows
 
 SHAPES = Path(__file__).parent / "shapes" / "kernel_shapes.json"
 HEADS = ((32, 32), (32, 8), (16, 1))
@@ -38,19 +39,6 @@ class Count:
             self.operations / MATRIX,
             self.longest_bytes / ONE_MULTIPROCESSOR,
         )
-
-
-def tree_rows(nodes_per_level: list[int], tokens_per_node: list[int]) -> list[list[tuple[int, int, int]]]:
-    """One row per leaf, in depth-first order; a stream per node."""
-    first = [sum(nodes_per_level[:level]) for level in range(len(nodes_per_level))]
-    rows = []
-    for leaf in range(nodes_per_level[-1]):
-        ranges = []
-        for level, count in enumerate(nodes_per_level):
-            node = leaf * count // nodes_per_level[-1]
-            ranges.append((first[level] + node, 0, tokens_per_node[level]))
-        rows.append(ranges)
-    return rows
 
 
 def count_work(rows: list[list[tuple[int, int, int]]], num_heads: int, num_kv_heads: int) -> Count:
