@@ -151,8 +151,10 @@ def tree_attention(
         ValueError: a dtype, shape, stride, device or number is not as above, the plan was made for other sizes or meets
             a page that the caches do not have, or a gradient would be needed: this operator has none.
     """
-    if torch.is_grad_enabled() and (q.requires_grad or k_cache.requires_grad or v_cache.requires_grad):
-        raise ValueError("tree_attention: q or a cache requires a gradient, expected a call under torch.no_grad()")
+    if torch.is_grad_enabled() and (
+        q.requires_grad or k_cache.requires_grad or v_cache.requires_grad or (sinks is not None and sinks.requires_grad)
+    ):
+        raise ValueError("tree_attention: an argument requires a gradient, expected a call under torch.no_grad()")
     out, lse = torch.ops.apar.tree_attention(
         q,
         k_cache,

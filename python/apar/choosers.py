@@ -58,7 +58,12 @@ class TokenChooser:
         for slot, scores in zip(rows.slots.tolist(), logits.split(1), strict=True):
             path = torch.tensor([rows.recorder.path_ids(slot)], device=logits.device)
             for processor in self.processors:
-                scores = processor(path, scores)
+                given, scores = scores, processor(path, scores)
+                if not isinstance(scores, torch.Tensor) or scores.shape != given.shape:
+                    came = list(scores.shape) if isinstance(scores, torch.Tensor) else repr(scores)
+                    raise ValueError(
+                        f"logits_processor: {processor!r} returned {came}, expected scores {list(given.shape)}"
+                    )
             processed.append(scores)
         return torch.cat(processed).masked_fill(forbidden, -torch.inf)
 

@@ -15,7 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return options.command(options)
-    except (ValueError, TypeError, FileNotFoundError) as error:
+    except (ValueError, TypeError, OSError, ArithmeticError, MemoryError, RuntimeError) as error:
         print(f"apar: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

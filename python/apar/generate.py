@@ -13,7 +13,7 @@ from apar.output import Output
 from apar.progress import progress_bar
 from apar.prompts import Prompts
 from apar.room import DEFAULT_LIVE_BRANCHES, DEFAULT_PREFILL_TOKENS, check_integer
-from apar.run import PreparedRun
+from apar.run import PreparedRun, check_model_and_tokenizer
 from apar.sampling import make_sampling
 
 
@@ -139,5 +139,6 @@ def _prepare(
     check_integer("max_children", max_children, 0)
     sampling = make_sampling(temperature, top_p, top_k, seed)
     if grammar is None:
+        check_model_and_tokenizer(model, tokenizer)
         grammar = Grammar.for_model(model, tokenizer, max_depth=max_depth, max_children=max_children)
     return PreparedRun.prepare(model, tokenizer, prompts, sampling=sampling, grammar=grammar, **options)

@@ -11,6 +11,7 @@ from apar_ext import FOREST_MAX_STOP_TOKENS
 KNOWN_CONTROL_TOKENS = (("[Fork]", "[Child]"), ("[SplitMask]", "[SplitSop]"))
 """Pairs of names under which models know their control tokens; the first pair that a tokenizer has is used."""
 
+MAX_DEPTH = 64  # levels of branches, as the forest has them
 NEWLINE_RULES = ("exact", "published")
 
 
@@ -36,6 +37,10 @@ class Grammar:
     newlines: str = "exact"
 
     def __post_init__(self) -> None:
+        for name in ("fork_id", "child_id", "max_depth", "max_children"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"grammar: {name} must be an integer, got {value!r}")
         object.__setattr__(self, "stop_ids", tuple(int(token) for token in self.stop_ids))
         if (self.fork_id < 0) != (self.child_id < 0):
             raise ValueError(
@@ -50,8 +55,8 @@ class Grammar:
             raise ValueError(f"grammar: stop_ids must not be negative, got {self.stop_ids}")
         if {self.fork_id, self.child_id} & set(self.stop_ids):
             raise ValueError(f"grammar: a control token cannot be a stop token, got {self.stop_ids}")
-        if self.max_depth < 1:
-            raise ValueError(f"max_depth: expected at least 1 (the trunk), got {self.max_depth}")
+        if not 1 <= self.max_depth <= MAX_DEPTH:
+            raise ValueError(f"max_depth: expected 1 (the trunk alone) to {MAX_DEPTH}, got {self.max_depth}")
         if self.max_children < 0:
             raise ValueError(f"max_children: expected 0 or more, got {self.max_children}")
         if self.newlines not in NEWLINE_RULES:

@@ -62,7 +62,8 @@ def custom_generate(
         What `generate` returns: [B, L + n] int64, prompts and answers in reading order, padded on the right.
 
     Raises:
-        ValueError: something that has no meaning here is asked for: beam search, inputs_embeds.
+        ValueError: something that has no meaning here is asked for: beam, assisted or contrastive search,
+            inputs_embeds, a cache that holds tokens.
     """
     config = generation_config or model.generation_config
     if config.num_beams != 1:
@@ -73,6 +74,14 @@ def custom_generate(
         raise ValueError(
             f"custom_generate: expected input_ids [B, L] with L of at least 1, got {list(input_ids.shape)}"
         )
+    cache = model_kwargs.get("past_key_values")  # generate always makes one; trees live in a paged cache of their own
+    if cache is not None and cache.get_seq_length() > 0:
+        raise ValueError(
+            f"custom_generate: past_key_values holds {cache.get_seq_length()} tokens, expected an empty cache or none"
+        )
+    for name in ("assistant_model", "prompt_lookup_num_tokens", "penalty_alpha"):
+        if model_kwargs.get(name) is not None or getattr(config, name, None) is not None:
+            raise ValueError(f"custom_generate: {name} came, expected none: there is no such decoding over trees")
     if grammar is None:
         grammar = Grammar.for_model(model, None, max_depth=max_depth, max_children=max_children)
         if not grammar.can_fork and max_depth > 1:

@@ -34,6 +34,8 @@ def load(
             than keys and values; found before any weight is read.
         ValueError: there is no model or no tokenizer, or the tokenizer knows more tokens than the model.
     """
+    if not isinstance(path_or_id, (str, os.PathLike)):
+        raise TypeError(f"load: path_or_id is {path_or_id!r}, expected a model folder or a hub id")
     try:
         config = AutoConfig.from_pretrained(path_or_id)
     except (OSError, ValueError) as error:

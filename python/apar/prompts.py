@@ -29,7 +29,7 @@ def _as_list(prompts: Prompts) -> list[Any]:
         prompts = prompts.tolist()
     if isinstance(prompts, str):
         return [prompts]
-    if not isinstance(prompts, Sequence):
+    if not isinstance(prompts, Sequence) or isinstance(prompts, (bytes, bytearray)):
         raise TypeError(
             f"prompts: expected a text, messages, token ids, or a list of these, got {type(prompts).__name__}"
         )
@@ -42,6 +42,8 @@ def _encode(tokenizer: Any, prompt: Any, number: int) -> list[int]:
         prompt = prompt.tolist()
     if isinstance(prompt, str):
         ids = _tokenize(tokenizer, prompt, number, add_special_tokens=True) if prompt else []
+    elif isinstance(prompt, (bytes, bytearray)):
+        raise TypeError(f"prompts: prompt {number} is bytes, expected text (decode it first)")
     elif isinstance(prompt, Sequence) and all(isinstance(part, int) and not isinstance(part, bool) for part in prompt):
         ids = list(prompt)
     elif isinstance(prompt, Sequence) and all(isinstance(part, Mapping) for part in prompt):

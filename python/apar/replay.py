@@ -130,9 +130,15 @@ def replay(
     Raises:
         ValueError: a tree is malformed, or prompt and tree are longer than the model's positions.
     """
+    if not isinstance(trees, Sequence):
+        raise TypeError(f"trees: expected a list of trees, got {trees!r}")
     trees = [check_tree(tree, f"trees[{number}]") for number, tree in enumerate(trees)]
     if not trees:
         raise ValueError("trees: expected at least one tree, got none")
+    if not isinstance(prompt_tokens, (int, Sequence)):
+        raise TypeError(f"prompt_tokens: expected an integer or one per tree, got {prompt_tokens!r}")
+    if on_event is not None and not callable(on_event):
+        raise TypeError(f"on_event: expected a function, got {on_event!r}")
     lengths = [prompt_tokens] * len(trees) if isinstance(prompt_tokens, int) else list(prompt_tokens)
     if len(lengths) != len(trees):
         raise ValueError(f"prompt_tokens: expected one number or {len(trees)}, one per tree, got {len(lengths)}")

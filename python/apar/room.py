@@ -52,6 +52,7 @@ def make_room(
 
     Raises ValueError if an argument is out of range or if one prompt alone does not fit into ``max_pages``.
     """
+    check_integer("page_size", page_size, 1)
     if page_size not in PAGE_SIZES:
         raise ValueError(f"page_size: expected one of {', '.join(map(str, PAGE_SIZES))}, got {page_size!r}")
     check_integer("max_live_branches", max_live_branches, 1)
@@ -61,6 +62,7 @@ def make_room(
     if max_rows is None:
         max_rows = min(DEFAULT_ROWS, live * len(limits))
     check_integer("max_rows", max_rows, 1)
+    live, max_live_branches = min(live, max_rows), min(max_live_branches, max_rows)
     # Each live branch may hold up the streams of its ancestors, and the ancestors themselves wait.
     # One more for the stream of a long prompt.
     slots_per_prompt = live * max(1, depth - 1) + depth + 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -50,7 +51,10 @@ class PreparedRun:
     ) -> PreparedRun:
         """Raises ValueError or TypeError that names the argument of `apar.generate` that is not as it must be."""
         check_integer("max_new_tokens", max_new_tokens, 1)
-        check_model_and_tokenizer(model, tokenizer, grammar)
+        if not isinstance(fork, bool):
+            raise TypeError(f"fork: expected True or False, got {fork!r}")
+        check_model_and_tokenizer(model, tokenizer)
+        check_grammar(model, grammar)
         stop = _stop_strings(stop, tokenizer)
         processors = _processors(logits_processor)
         prompt_ids = encode_prompts(tokenizer, prompts)
@@ -96,24 +100,44 @@ class PreparedRun:
         return [request.output for request in self.requests]
 
 
+# Per model how many runs use it, and the attention it had before the first of them: streams may overlap.
+_borrowed: weakref.WeakKeyDictionary[Any, tuple[int, str]] = weakref.WeakKeyDictionary()
+
+
 @contextlib.contextmanager
 def apar_attention(model: Any) -> Iterator[None]:
-    """The model with this package's attention, and afterwards with what it had before."""
-    before = model.config.get_text_config(decoder=True)._attn_implementation
-    if before != ATTENTION_NAME:
+    """The model with this package's attention; after the last run on it, with what it had before the first."""
+    runs, before = _borrowed.get(model, (0, model.config.get_text_config(decoder=True)._attn_implementation))
+    if runs == 0 and before != ATTENTION_NAME:
         model.set_attn_implementation(ATTENTION_NAME)
+    _borrowed[model] = (runs + 1, before)
     try:
         check_model(model)
         yield
     finally:
-        if before != ATTENTION_NAME:
-            model.set_attn_implementation(before)
+        runs = _borrowed[model][0] - 1
+        if runs:
+            _borrowed[model] = (runs, before)
+        else:
+            del _borrowed[model]
+            if before != ATTENTION_NAME:
+                model.set_attn_implementation(before)
 
 
-def check_model_and_tokenizer(model: Any, tokenizer: Any, grammar: Grammar) -> None:
-    """Raises ValueError if tokenizer or grammar have token ids that the model does not know."""
+def check_model_and_tokenizer(model: Any, tokenizer: Any) -> None:
+    """Raises TypeError for what is no model or tokenizer, ValueError if the tokenizer has ids the model lacks."""
+    if not hasattr(model, "get_input_embeddings") or not hasattr(model, "set_attn_implementation"):
+        raise TypeError(f"model: expected a transformers model, got {model!r}")
     if tokenizer is not None:
+        if not (callable(tokenizer) and hasattr(tokenizer, "decode")):
+            raise TypeError(f"tokenizer: expected a transformers tokenizer or None, got {tokenizer!r}")
         check_tokenizer(model, tokenizer)
+
+
+def check_grammar(model: Any, grammar: Grammar) -> None:
+    """Raises TypeError for what is no grammar, ValueError if it has token ids that the model does not know."""
+    if not isinstance(grammar, Grammar):
+        raise TypeError(f"grammar: expected an apar.Grammar, got {grammar!r}")
     known = model.get_input_embeddings().weight.shape[0]
     for name, token in (("fork_id", grammar.fork_id), ("child_id", grammar.child_id)):
         if token >= known:
@@ -147,6 +171,8 @@ def path_limits(model: Any, prompts: list[list[int]], max_new_tokens: int, gramm
 
 
 def _stop_strings(stop: str | Sequence[str] | None, tokenizer: Any) -> tuple[str, ...]:
+    if stop is not None and not isinstance(stop, (str, Sequence)):
+        raise TypeError(f"stop: expected a text or a list of texts, got {stop!r}")
     strings = (stop,) if isinstance(stop, str) else tuple(stop or ())
     if any(not isinstance(string, str) or not string for string in strings):
         raise ValueError(f"stop: expected a text or a list of texts, none of them empty, got {stop!r}")

@@ -85,6 +85,7 @@ def test_info(capsys) -> None:
     [
         (["generate", "--model", "/nowhere", "hello"], "apar: load: no model found at '/nowhere'"),
         (["replay", "--trees", "/nowhere.jsonl"], "No such file"),
+        (["replay", "--trees", "/"], "Is a directory"),
     ],
 )
 def test_errors_are_one_line(capsys, arguments: list[str], message: str) -> None:

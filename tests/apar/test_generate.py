@@ -174,6 +174,34 @@ def test_the_attention_that_the_model_had_comes_back(tokenizer) -> None:
     assert model.config._attn_implementation == "sdpa"
 
 
+def test_streams_may_overlap_on_a_model_with_another_attention(tokenizer) -> None:
+    model = text_model(tokenizer)
+    expected = apar.generate(model, tokenizer, ["1. Sleep:", "The dog"], max_new_tokens=12)
+    model.set_attn_implementation("sdpa")
+    streams = [apar.stream(model, tokenizer, prompt, max_new_tokens=12) for prompt in ("1. Sleep:", "The dog")]
+    next(streams[1])
+    first, second = [list(events)[-1].output for events in streams]  # the first ends while the second is under way
+    assert [first, second] == expected
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_a_huge_limit_costs_no_room(model, tokenizer) -> None:
+    few = apar.generate(model, tokenizer, "1. Sleep:", max_new_tokens=8)
+    assert apar.generate(model, tokenizer, "1. Sleep:", max_new_tokens=8, max_live_branches=2**40) == few
+
+
+@pytest.mark.parametrize("returned", [None, torch.zeros(1, 3)])
+def test_logits_processors_must_return_scores(model, tokenizer, returned) -> None:
+    with pytest.raises(ValueError, match=r"logits_processor: .* returned .*, expected scores"):
+        apar.generate(model, tokenizer, "1. Sleep:", logits_processor=lambda ids, scores: returned)
+
+
+@pytest.mark.parametrize("numbers", [{"max_depth": "2"}, {"fork_id": "a", "child_id": "b"}, {"max_children": True}])
+def test_a_grammar_takes_integers(numbers) -> None:
+    with pytest.raises(TypeError, match=r"grammar: .* must be an integer"):
+        Grammar(**numbers)
+
+
 def _raise(event: apar.Event) -> None:
     if event.step > 3:
         raise RuntimeError("enough")
@@ -243,6 +271,15 @@ def test_interruptions_leave_model_and_process_usable(model, tokenizer, how: str
         ({"stop": [3]}, ValueError, "stop: expected a text or a list of texts"),
         ({"logits_processor": 3}, TypeError, "logits_processor: expected functions"),
         ({"on_event": 3}, TypeError, "on_event: expected a function, got 3"),
+        ({"stop": 5}, TypeError, "stop: expected a text or a list of texts, got 5"),
+        ({"fork": "yes"}, TypeError, "fork: expected True or False, got 'yes'"),
+        ({"page_size": 16.0}, TypeError, "page_size: expected an integer, got 16.0"),
+        ({"max_depth": 65}, ValueError, "max_depth: expected 1 .* to 64, got 65"),
+        ({"prompts": b"1. Sleep"}, TypeError, "prompts: expected a text.* got bytes"),
+        ({"prompts": ["a", b"b"]}, TypeError, "prompts: prompt 1 is bytes"),
+        ({"model": "gpt2"}, TypeError, "model: expected a transformers model, got 'gpt2'"),
+        ({"tokenizer": "gpt2"}, TypeError, "tokenizer: expected a transformers tokenizer or None, got 'gpt2'"),
+        ({"grammar": "forks"}, TypeError, "grammar: expected an apar.Grammar, got 'forks'"),
         ({"grammar": Grammar(fork_id=9_999, child_id=4)}, ValueError, "fork_id is 9999, expected less than"),
         ({"grammar": Grammar(stop_ids=(9_999,))}, ValueError, r"stop_ids are \(9999,\), expected less than"),
         ({"tokenizer": sentencepiece_tokenizer()}, ValueError, "tokenizer: it knows 402 tokens, expected at most"),
@@ -253,7 +290,7 @@ def test_interruptions_leave_model_and_process_usable(model, tokenizer, how: str
 )  # fmt: skip
 def test_bad_input_is_named_before_anything_runs(model, tokenizer, monkeypatch, options, error, message) -> None:
     monkeypatch.setattr(type(model), "forward", lambda *arguments, **named: pytest.fail("the model ran"))
-    tokenizer = options.pop("tokenizer", tokenizer)
+    model, tokenizer = options.pop("model", model), options.pop("tokenizer", tokenizer)
     prompts = options.pop("prompts", "1. Sleep: go to bed")
     with pytest.raises(error, match=message):
         apar.generate(model, tokenizer, prompts, **options)

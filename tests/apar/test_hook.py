@@ -5,7 +5,7 @@ from __future__ import annotations
 import apar
 import pytest
 import torch
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
 
 from tests.apar.forking import CHILD, FORK, STOP, forking_grammar, forking_model, random_prompts
 from tests.apar.test_generate import text_model
@@ -120,6 +120,13 @@ def test_what_has_no_meaning_is_refused(model) -> None:
     ids = torch.tensor([random_prompts(1)[0]])
     with pytest.raises(ValueError, match="num_beams is 2, expected 1"):
         hook(model, ids, grammar=GRAMMAR, num_beams=2)
+    cache = DynamicCache()
+    cache.update(torch.zeros(1, 2, 3, 16), torch.zeros(1, 2, 3, 16), 0)
+    with pytest.raises(ValueError, match="past_key_values holds 3 tokens, expected an empty cache"):
+        hook(model, ids, grammar=GRAMMAR, past_key_values=cache)
+    assert torch.equal(
+        hook(model, ids, grammar=GRAMMAR, past_key_values=DynamicCache()), hook(model, ids, grammar=GRAMMAR)
+    )
     with pytest.raises(ValueError, match="prompt 0 ends with a control token"):
         hook(model, torch.tensor([[5, FORK]]), grammar=GRAMMAR)
 

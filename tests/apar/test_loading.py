@@ -80,6 +80,11 @@ def test_no_model(tmp_path):
         load(tmp_path / "nowhere")
 
 
+def test_no_path():
+    with pytest.raises(TypeError, match="load: path_or_id is None, expected a model folder or a hub id"):
+        load(None)
+
+
 def test_no_tokenizer(tmp_path):
     tiny_model("llama").save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=f"load: no tokenizer found at '{tmp_path}'"):

@@ -106,6 +106,12 @@ def test_bad_arguments_and_files_are_named(model, tmp_path) -> None:
         replay(model, [[3]], prompt_tokens=[1, 2])
     with pytest.raises(ValueError, match="prompt_tokens: expected at least 1, got 0"):
         replay(model, [[3]], prompt_tokens=0)
+    with pytest.raises(TypeError, match="trees: expected a list of trees, got 5"):
+        replay(model, 5)
+    with pytest.raises(TypeError, match=r"prompt_tokens: expected an integer or one per tree, got 1\.5"):
+        replay(model, [[3]], prompt_tokens=1.5)
+    with pytest.raises(TypeError, match="on_event: expected a function, got 5"):
+        replay(model, [[3]], on_event=5)
     with pytest.raises(ValueError, match="rule: expected 'apar' or 'nested', got 'x'"):
         list(read_trees(TREES, "x"))
     broken = tmp_path / "trees.jsonl"

@@ -303,6 +303,7 @@ REFUSED = [
     (lambda: {"sinks": torch.zeros(8)[::2]}, "sinks is not contiguous"),
     (lambda: {"sinks": torch.zeros(4, device="meta")}, "sinks is on device meta, expected cpu"),
     (lambda: {"q": torch.zeros(3, 4, 32, requires_grad=True)}, "requires a gradient"),
+    (lambda: {"sinks": torch.zeros(4, requires_grad=True)}, "requires a gradient"),
 ]
 
 
@@ -321,6 +322,9 @@ def test_refuses(change, message):
         ({"page_table": torch.zeros(5, 1, dtype=torch.int32)}, "a page_table of max_pages = 2, expected 1"),
         ({"page_table": torch.zeros(4, 2, dtype=torch.int32)}, "a page_table of S = 5, expected 4"),
         ({"page_table": torch.zeros(5, 2, dtype=torch.int64)}, "page_table has dtype int64"),
+        # Changed since the plan was made.
+        ({"page_table": torch.full((5, 2), 500, dtype=torch.int32)}, "page_table has page id 500 in a range"),
+        ({"page_table": torch.full((5, 2), -1, dtype=torch.int32)}, "page_table has page id -1 in a range"),
     ],
 )
 def test_refuses_a_plan_of_other_tensors(change, message):
