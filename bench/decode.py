@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--trees", type=int, default=8, metavar="N", help="trees replayed one by one (default 8)")
     parser.add_argument("--batch", type=int, default=16, metavar="N", help="requests at once (default 16)")
     parser.add_argument("--rule", choices=("apar", "nested"), default="apar", help="how answers are read as trees")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--quick", action="store_true", help="a small model and few trees, to try the script itself")
     options = parser.parse_args()
     if options.quick:
