@@ -23,7 +23,7 @@ from apar_ext.forest import (
     window_begins,
 )
 from apar_ext.kv import append_kv
-from apar_ext.logits import mask_logits_
+from apar_ext.logits import greedy_tokens, mask_logits_
 from apar_ext.version import __version__
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "forest_open_shared",
     "forest_reset",
     "forest_schedule",
+    "greedy_tokens",
     "make_plan",
     "mask_logits_",
     "schedule_size",

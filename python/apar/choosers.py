@@ -11,6 +11,7 @@ import torch
 from apar.record import Recorder
 from apar.sampling import Sampling, choose, choose_greedy, uniforms
 from apar.tree import BranchId
+from apar_ext import mask_logits_
 
 LogitsProcessor = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """As in transformers: (input_ids [1, L], scores [1, V]) -> scores [1, V]. ``input_ids`` is the branch's own path."""
@@ -21,16 +22,22 @@ class Rows:
     """The rows of a step.
 
     ``slots``: [R] slot of each row's branch; ``positions``: [R] where the new tokens will stand; both int32, on the
-    host. ``recorder``: knows the branches.
+    host. ``may_fork``: [R] int32, 0 where the grammar allows no fork token. ``recorder``: knows branches and grammar.
     """
 
     slots: np.ndarray
     positions: np.ndarray
+    may_fork: torch.Tensor
     recorder: Recorder
+
+    @property
+    def masks(self) -> tuple[torch.Tensor, int, int]:
+        """What ``apar_ext.mask_logits_`` wants besides the logits."""
+        return self.may_fork, self.recorder.grammar.fork_id, self.recorder.grammar.child_id
 
 
 Chooser = Callable[[torch.Tensor, Rows], list[int]]
-"""(logits [R, V] with the grammar's masks applied, rows) -> the next token of each row."""
+"""(logits [R, V], rows) -> the next token of each row, by the grammar's masks. May write to the logits."""
 
 
 class TokenChooser:
@@ -46,9 +53,10 @@ class TokenChooser:
 
     def __call__(self, logits: torch.Tensor, rows: Rows) -> list[int]:
         if self.processors:
-            logits = self._process(logits, rows)
+            logits = self._process(mask_logits_(logits, *rows.masks), rows)
         if self.sampling.greedy:
-            return choose_greedy(logits).tolist()
+            return choose_greedy(logits, *rows.masks).tolist()
+        logits = mask_logits_(logits, *rows.masks)
         numbers = uniforms(rows.recorder.key_of_slot[rows.slots], rows.positions)
         return choose(logits, self.sampling, numbers).tolist()
 
@@ -75,7 +83,7 @@ class ScriptChooser:
         self.scripts = scripts
 
     def __call__(self, logits: torch.Tensor, rows: Rows) -> list[int]:
-        choose_greedy(logits)  # what a real run does here is part of what a replay costs
+        choose_greedy(logits, *rows.masks)  # what a real run does here is part of what a replay costs
         tokens = []
         for slot in rows.slots.tolist():
             writer = rows.recorder.writers[slot]

@@ -1,4 +1,4 @@
-"""The decoding loop over many prompts: admit, prefill, forward, mask, choose, advance, record.
+"""The decoding loop over many prompts: admit, prefill, forward, choose, advance, record.
 
 The forest holds the state of all branches, the cache their keys and values, the recorder the tokens that came out.
 Nothing of a run outlives it: an interrupted run leaves the model and the process as they were.
@@ -20,7 +20,6 @@ from apar.grammar import Grammar
 from apar.intake import Intake
 from apar.record import Recorder, Request
 from apar.room import Room
-from apar_ext import mask_logits_
 
 
 class Decoder:
@@ -78,8 +77,8 @@ class Decoder:
         forward_at = time.perf_counter()
         logits = self.model(**inputs).logits[0]
         forward_seconds = time.perf_counter() - forward_at
-        mask_logits_(logits, forest.row_may_fork[:num_rows], self.grammar.fork_id, self.grammar.child_id)
-        chosen = self.choose(logits, Rows(slots, forest.row_position[:num_rows].numpy() + 1, recorder))
+        next_positions = forest.row_position[:num_rows].numpy() + 1
+        chosen = self.choose(logits, Rows(slots, next_positions, forest.row_may_fork[:num_rows], recorder))
         tokens = recorder.write(slots.tolist(), chosen)
         forest.advance(torch.tensor(tokens, dtype=torch.int32))
         recorder.step += 1

@@ -9,6 +9,8 @@ from typing import NoReturn
 import numpy as np
 import torch
 
+from apar_ext import greedy_tokens, mask_logits_
+
 _MASK = (1 << 64) - 1
 _STEP = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio: consecutive counters land far apart
 
@@ -66,20 +68,20 @@ def uniforms(keys: np.ndarray, positions: np.ndarray) -> np.ndarray:
     return (hashed >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def choose_greedy(logits: torch.Tensor) -> torch.Tensor:
-    """logits: [R, V] -> [R] int32, the likeliest tokens.
+def choose_greedy(logits: torch.Tensor, may_fork: torch.Tensor, fork_id: int = -1, child_id: int = -1) -> torch.Tensor:
+    """logits: [R, V], may_fork: [R] int32 -> [R] int32, the likeliest tokens that the masks leave.
 
-    Raises FloatingPointError on NaN, or where a row has no token left.
+    The masks are those of ``apar_ext.mask_logits_``. Raises FloatingPointError on NaN, or where a row has no token
+    left.
     """
     if logits.device.type == "cpu":
-        # NumPy's argmax is ten times as fast as torch's; both take the first of equals, and NaN before anything.
-        values = logits.detach().float().numpy()
-        tokens = values.argmax(axis=-1)
-        best = values[np.arange(len(values)), tokens]
-        if not np.isfinite(best).all():
-            _refuse(torch.from_numpy(best))
-        return torch.from_numpy(tokens).to(torch.int32)
-    best, tokens = logits.max(dim=-1)
+        # In one pass over the logits, which are most of what a step reads outside the model.
+        known = logits if logits.dtype in (torch.float32, torch.bfloat16) else logits.float()
+        tokens = greedy_tokens(known, may_fork, fork_id, child_id)
+        if int(tokens.min()) < 0:
+            _refuse(mask_logits_(known.clone(), may_fork, fork_id, child_id).amax(dim=-1))
+        return tokens
+    best, tokens = mask_logits_(logits, may_fork, fork_id, child_id).max(dim=-1)
     if not torch.isfinite(best).all():
         _refuse(best)
     return tokens.to(torch.int32)

@@ -61,16 +61,22 @@ def test_numbers_are_even_and_depend_on_seed_prompt_branch_and_position() -> Non
 
 
 def test_greedy_takes_the_first_of_the_largest_and_refuses_nan() -> None:
-    assert choose_greedy(torch.tensor([[1.0, 3.0, 2.0], [0.0, -1.0, -2.0]])).tolist() == [1, 0]
+    any_fork = torch.ones(3, dtype=torch.int32)
+    logits = torch.tensor([[1.0, 3.0, 2.0], [0.0, -1.0, -2.0]])
+    assert choose_greedy(logits, any_fork[:2]).tolist() == [1, 0]
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        assert choose_greedy(logits.to(dtype), any_fork[:2]).tolist() == [1, 0]
+    no_fork = torch.tensor([0, 1], dtype=torch.int32)
+    assert choose_greedy(logits, no_fork, fork_id=1, child_id=0).tolist() == [2, 1]
     for bad in (math.nan, math.inf):
         logits = torch.zeros(3, 4)
         logits[1, 2] = bad
         with pytest.raises(FloatingPointError, match="row 1"):
-            choose_greedy(logits)
+            choose_greedy(logits, any_fork)
         with pytest.raises(FloatingPointError, match="row 1"):
             choose(logits, Sampling(1.0), np.zeros(3))
     with pytest.raises(FloatingPointError, match="row 0"):
-        choose_greedy(torch.full((1, 4), -torch.inf))
+        choose_greedy(torch.full((1, 4), -torch.inf), any_fork[:1])
 
 
 def test_the_same_seed_gives_the_same_text_whatever_the_load() -> None:
