@@ -175,7 +175,7 @@ def test_control_tokens_are_found_by_name(control: tuple[str, ...], options: dic
         ((), {"fork": "[X]", "child": "[Y]"}, r"fork='\[X\]' is not a token of the tokenizer"),
         (("[X]",), {"fork": "[X]", "child": "[Y]"}, r"child='\[Y\]' is not a token"),
         (("[X]",), {"fork": "[X]"}, "both fork and child"),
-        (("[Fork]", "[Child]"), {"max_depth": 0}, "max_depth: expected at least 1"),
+        (("[Fork]", "[Child]"), {"max_depth": 0}, r"max_depth: expected 1 \(the trunk alone\) to 64"),
         (("[Fork]", "[Child]"), {"max_children": -1}, "max_children: expected 0 or more"),
         (("[Fork]", "[Child]"), {"newlines": "none"}, "newlines must be one of exact, published, got 'none'"),
         (("[Fork]", "[Child]"), {"stop_ids": range(9)}, "at most 8 stop_ids"),
