@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import threading
+from collections.abc import Iterator
 
 import apar
 import pytest
@@ -207,8 +208,16 @@ def _raise(event: apar.Event) -> None:
         raise RuntimeError("enough")
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """SIGINT as Python has it by default: a process that a shell starts in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("how", ["callback", "processor", "signal", "closed stream"])
-def test_interruptions_leave_model_and_process_usable(model, tokenizer, how: str) -> None:
+def test_interruptions_leave_model_and_process_usable(model, tokenizer, how: str, ctrl_c) -> None:
     expected = apar.generate(model, tokenizer, "1. Sleep:", max_new_tokens=40)
 
     def interrupt(*arguments):
