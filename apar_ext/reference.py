@@ -112,3 +112,13 @@ def mask_logits_(logits: torch.Tensor, may_fork: torch.Tensor, fork_token: int, 
     if fork_token >= 0:
         logits[may_fork == 0, fork_token] = -math.inf
     return logits
+
+
+def greedy_tokens(
+    logits: torch.Tensor, may_fork: torch.Tensor, fork_token: int = -1, child_token: int = -1
+) -> torch.Tensor:
+    """See ``apar_ext.greedy_tokens``; any float dtype."""
+    masked = mask_logits_(logits.clone(), may_fork, fork_token, child_token)
+    best = masked.amax(dim=-1, keepdim=True)  # NaN where there is one
+    first = (masked == best).int().argmax(dim=-1).int()
+    return torch.where(best.squeeze(-1).isfinite(), first, -1)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import apar_ext
+from apar_ext import reference
 
 ANY = [-math.inf, -1.0, -0.0, 0.0, 2.0]
 
@@ -36,6 +37,7 @@ def test_agrees_with_mask_logits(values, shift, data):
     logits = torch.tensor([[-5.0] * shift + values] * 2)
     may_fork = torch.tensor([0, 1], dtype=torch.int32)
     tokens = apar_ext.greedy_tokens(logits, may_fork, fork, child).tolist()
+    assert tokens == reference.greedy_tokens(logits, may_fork, fork, child).tolist()
     for token, row in zip(tokens, apar_ext.mask_logits_(logits, may_fork, fork, child).tolist(), strict=True):
         assert token == (-1 if max(row) == -math.inf else row.index(max(row)))
 
