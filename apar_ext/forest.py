@@ -55,15 +55,17 @@ def forest_reset(forest: torch.Tensor) -> None:
     torch.ops.apar.forest_reset(forest)
 
 
-def advance(forest: torch.Tensor, sampled: torch.Tensor) -> None:
+def advance(forest: torch.Tensor, sampled: torch.Tensor, *, row_limit: int | None = None) -> None:
     """Makes the next step from the tokens sampled in the step just run.
 
     Args:
         forest: the forest. Written.
         sampled: ``[n]`` int32, n >= num_rows, contiguous, device of ``forest``: the token of each row; -1 ends its
             branch. Numbers behind num_rows are ignored.
+        row_limit: most rows of the next step, at least 1; branches beyond it wait. None, or more than the forest's
+            max_rows: max_rows.
     """
-    torch.ops.apar.advance(forest, sampled)
+    torch.ops.apar.advance(forest, sampled, row_limit)
 
 
 def forest_schedule(forest: torch.Tensor) -> None:
@@ -167,7 +169,7 @@ def _(forest: torch.Tensor) -> None:
 
 
 @torch.library.register_fake("apar::advance")
-def _(forest: torch.Tensor, sampled: torch.Tensor) -> None:
+def _(forest: torch.Tensor, sampled: torch.Tensor, row_limit: int | None = None) -> None:
     check_same_device("advance", forest=forest, sampled=sampled)
 
 

@@ -123,9 +123,10 @@ void open_child(const Forest& forest, int32_t child, int32_t parent) {
 // One pass over the branches in reading order that decides who is fed in the next step.
 class Scheduler {
  public:
-  explicit Scheduler(const Forest& forest)
+  Scheduler(const Forest& forest, int32_t row_limit)
       : forest_(forest),
         header_(*forest.header),
+        max_rows_(std::min(row_limit, forest.config.max_rows)),
         pages_{.free = header_.num_free_pages},
         slots_{.free = header_.num_free_slots} {}
 
@@ -162,7 +163,7 @@ class Scheduler {
   // Rows that were granted before and are not run yet keep their places, those behind included.
   bool has_place(int32_t more_rows) const {
     return rank_ + pending_in_request_ + more_rows < forest_.config.max_live_branches &&
-           header_.num_rows + pending_rows_ + more_rows < forest_.config.max_rows;
+           header_.num_rows + pending_rows_ + more_rows < max_rows_;
   }
 
   void visit(int32_t slot) {
@@ -234,6 +235,7 @@ class Scheduler {
 
   const Forest& forest_;
   ForestHeader& header_;
+  const int32_t max_rows_;
   Bank pages_;
   Bank slots_;
   int32_t request_ = -1;
@@ -277,10 +279,10 @@ void write_step_plan(const Forest& forest) {
              forest.plan_schedule);
 }
 
-void make_step(const Forest& forest) {
+void make_step(const Forest& forest, int32_t row_limit) {
   const int32_t old_rows = forest.header->num_rows, old_ranges = forest.header->num_ranges;
   if (forest.header->release_due) release(forest);
-  Scheduler(forest).run();
+  Scheduler(forest, row_limit).run();
   write_padding(forest, old_rows, old_ranges);
   write_step_plan(forest);
 }
@@ -294,15 +296,15 @@ int64_t find_bad_token(const Forest& forest, const int32_t* sampled) {
   return -1;
 }
 
-void advance(const Forest& forest, const int32_t* sampled) {
+void advance(const Forest& forest, const int32_t* sampled, int32_t row_limit) {
   clear_events(forest);
   transition(forest, sampled);
-  make_step(forest);
+  make_step(forest, row_limit);
 }
 
 void schedule(const Forest& forest) {
   clear_events(forest);
-  make_step(forest);
+  make_step(forest, forest.config.max_rows);
 }
 
 void clear_events(const Forest& forest) {

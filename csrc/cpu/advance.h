@@ -9,8 +9,9 @@ namespace apar::cpu {
 int64_t find_bad_token(const Forest& forest, const int32_t* sampled);
 
 // Ends, forks and feeds branches by the tokens sampled in the step just run, then makes the next step.
-// sampled: [num_rows], which must have passed find_bad_token.
-void advance(const Forest& forest, const int32_t* sampled);
+// sampled: [num_rows], which must have passed find_bad_token. row_limit: most rows of the next step, at least 1; what
+// is beyond max_rows changes nothing.
+void advance(const Forest& forest, const int32_t* sampled, int32_t row_limit);
 
 // Makes the next step without sampled tokens. Rows of the present step keep their places in it.
 void schedule(const Forest& forest);

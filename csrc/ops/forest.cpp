@@ -5,6 +5,8 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <optional>
+
 #include "cpu/advance.h"
 #include "ops/check.h"
 
@@ -29,7 +31,7 @@ Tensor int32_scalar(const Tensor& like, int32_t value) {
   return result;
 }
 
-void advance(const Tensor& forest, const Tensor& sampled) {
+void advance(const Tensor& forest, const Tensor& sampled, std::optional<int64_t> row_limit) {
   const Forest view = open_forest("advance", forest);
   const Check check("advance");
   check.same_device("sampled", sampled, "forest", forest);
@@ -38,11 +40,13 @@ void advance(const Tensor& forest, const Tensor& sampled) {
   check.contiguous("sampled", sampled);
   const int32_t rows = view.header->num_rows;
   check.that(sampled.numel() >= rows, "sampled has ", sampled.numel(), " tokens, expected at least num_rows = ", rows);
+  const int64_t limit = row_limit.value_or(view.config.max_rows);
+  check.that(limit >= 1 && limit <= INT32_MAX, "row_limit is ", limit, ", expected 1 to ", INT32_MAX);
   const int32_t* tokens = sampled.const_data_ptr<int32_t>();
   const int64_t bad_row = cpu::find_bad_token(view, tokens);
   check.that(bad_row < 0, "sampled[", bad_row, "] is ", bad_row < 0 ? 0 : tokens[bad_row],
              ", expected a token, or -1 to end the branch");
-  cpu::advance(view, tokens);
+  cpu::advance(view, tokens, static_cast<int32_t>(limit));
 }
 
 void forest_reset(const Tensor& forest) {
@@ -116,7 +120,7 @@ Tensor window_begins(const Tensor& row_indptr, const Tensor& row_position, const
 }  // namespace apar::ops
 
 STABLE_TORCH_LIBRARY_FRAGMENT(apar, m) {
-  m.def("advance(Tensor(a!) forest, Tensor sampled) -> ()");
+  m.def("advance(Tensor(a!) forest, Tensor sampled, int? row_limit=None) -> ()");
   m.def("forest_reset(Tensor(a!) forest) -> ()");
   m.def("forest_schedule(Tensor(a!) forest) -> ()");
   m.def(

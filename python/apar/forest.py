@@ -172,24 +172,55 @@ class Forest:
     range_end: torch.Tensor
     """``[N]`` behind its last entry."""
 
-    def __init__(self, config: ForestConfig) -> None:
+    def __init__(self, config: ForestConfig, *, pin_memory: bool = False) -> None:
+        """An empty forest on the CPU. pin_memory: in page-locked memory, from which a device copies by itself."""
+        size = apar_ext.forest_layout(config.fields())["data"][1]
+        self._bind(config, torch.zeros(size, dtype=torch.int32, pin_memory=pin_memory))
+        for name, value in config.fields().items():
+            if name != "stop_tokens":
+                self.data[self._header[name]] = value
+        first = self._header["stop_tokens"]
+        self.data[first : first + len(config.stop_tokens)] = torch.tensor(config.stop_tokens, dtype=torch.int32)
+        self.reset()
+
+    def _bind(self, config: ForestConfig, data: torch.Tensor) -> None:
         self.config = config
-        layout = apar_ext.forest_layout(config.fields())
-        self.data = torch.zeros(layout.pop("data")[1], dtype=torch.int32)
-        self._numbers = self.data.numpy()  # the same memory; single numbers are read five times faster
+        self.data = data
+        # The same memory; single numbers are read five times faster.
+        self._numbers = data.numpy() if data.device.type == "cpu" else data
         self._header = apar_ext.forest_header()
+        layout = apar_ext.forest_layout(config.fields())
+        del layout["data"]
         for name, (offset, shape) in layout.items():
             size = shape[0] * (shape[1] if len(shape) > 1 else 1)
             view = self.data[offset : offset + size].view(shape)
             setattr(self, f"_{name}" if name in _EVENTS else name, view)
         self._num_rows_index, self._num_ranges_index = self._header["num_rows"], self._header["num_ranges"]
-        for name, value in config.fields().items():
-            if name != "stop_tokens":
-                self._numbers[self._header[name]] = value
-        first = self._header["stop_tokens"]
-        self._numbers[first : first + len(config.stop_tokens)] = config.stop_tokens
         self._plan_size = (-1, -1)
-        self.reset()
+
+    def to(self, device: torch.device | str) -> Forest:
+        """A copy on ``device``. There :meth:`advance` works, and reading a number waits for the device.
+
+        Everything that a host does between steps (admit, cancel, join, shared streams, schedule) works on the CPU
+        alone: do it to a copy there and bring the result over with :meth:`copy_`.
+        """
+        copy = Forest.__new__(Forest)
+        copy._bind(self.config, self.data.to(device, copy=True))
+        return copy
+
+    def copy_(self, source: Forest, *, non_blocking: bool = False) -> None:
+        """Takes over the state of a forest of the same configuration, on whatever device. All addresses stay.
+
+        Args:
+            source: the forest to copy.
+            non_blocking: as ``torch.Tensor.copy_``: between page-locked memory and a device, do not wait.
+
+        Raises:
+            ValueError: the configurations differ.
+        """
+        if source.config != self.config:
+            raise ValueError(f"Forest.copy_: source has {source.config}, expected {self.config}")
+        self.data.copy_(source.data, non_blocking=non_blocking)
 
     def reset(self) -> None:
         """Forgets all branches and shared streams."""
@@ -219,9 +250,12 @@ class Forest:
 
     # ---- steps -----------------------------------------------------------------------------------------------------
 
-    def advance(self, sampled: torch.Tensor) -> None:
-        """Makes the next step from the token of each row: ``[>= num_rows]`` int32; ``CANCEL`` ends a branch."""
-        apar_ext.advance(self.data, sampled)
+    def advance(self, sampled: torch.Tensor, *, row_limit: int | None = None) -> None:
+        """Makes the next step from the token of each row: ``[>= num_rows]`` int32; ``CANCEL`` ends a branch.
+
+        row_limit: most rows of the next step, at least 1; branches beyond it wait. None: max_rows.
+        """
+        apar_ext.advance(self.data, sampled, row_limit=row_limit)
 
     def schedule(self) -> None:
         """Makes the next step after admitting or cancelling; rows that are not sampled yet stay in it."""

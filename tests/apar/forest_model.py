@@ -55,6 +55,7 @@ class ForestModel:
         self.order: list[Stream] = []
         self.shared: list[Stream] = []
         self.rows: list[Row] = []
+        self.row_limit = config.max_rows  # of the step that is made last
         self.next_id = 0
         self.opened: list[tuple[int, int, int, int, int]] = []  # id, parent, request, fork position, child index
         self.ended: list[tuple[int, int, str, int]] = []  # id, request, reason, entries
@@ -173,8 +174,8 @@ class ForestModel:
 
     # ---- steps -----------------------------------------------------------------------------------------------------
 
-    def advance(self, sampled: list[int]) -> None:
-        """sampled: one token for each of self.rows."""
+    def advance(self, sampled: list[int], row_limit: int | None = None) -> None:
+        """sampled: one token for each of self.rows; row_limit: most rows of the next step."""
         self._clear_events()
         for row, token in zip(self.rows, sampled, strict=True):
             branch, position = row.branch, row.position + 1
@@ -191,10 +192,12 @@ class ForestModel:
             elif row.may_fork and token == self.config.fork_token:
                 branch.fork_pending = True
         self._release()
+        self.row_limit = min(row_limit or self.config.max_rows, self.config.max_rows)
         self._schedule()
 
     def schedule(self) -> None:
         self._clear_events()
+        self.row_limit = self.config.max_rows
         self._schedule()
 
     def may_fork(self, branch: Stream, token: int, position: int) -> bool:
@@ -242,7 +245,7 @@ class ForestModel:
         rows = len(self.rows) + sum(other.has_row for other in live[index:])
         rank = sum(other.request == branch.request for other in live[:index])
         rank += sum(other.request == branch.request and other.has_row for other in live[index:])
-        return rank < self.config.max_live_branches and rows < self.config.max_rows
+        return rank < self.config.max_live_branches and rows < self.row_limit
 
     def _feed(self, branch: Stream) -> None:
         branch.tokens.append(branch.next_token)

@@ -115,8 +115,13 @@ class Pair:
         self.forest.schedule()
         self.check_step()
 
-    def step(self, end_row: int = -1) -> None:
-        """Runs the step at hand: write, read, sample, advance. end_row: the row whose branch is ended, if any."""
+    def step(self, end_row: int = -1, row_limit: int | None = None) -> None:
+        """Runs the step at hand: write, read, sample, advance.
+
+        Args:
+            end_row: the row whose branch is ended, if any.
+            row_limit: most rows of the next step.
+        """
         self.steps += 1
         rows = self.forest.num_rows
         sampled = [CANCEL] * rows
@@ -139,8 +144,8 @@ class Pair:
             model_tokens.append(sampled[row])
             self.tokens += 1
         padding = [STOP] * (rows % 3)  # what stands behind the rows must not matter
-        self.model.advance(model_tokens)
-        self.forest.advance(torch.tensor(sampled + padding, dtype=torch.int32))
+        self.model.advance(model_tokens, row_limit)
+        self.forest.advance(torch.tensor(sampled + padding, dtype=torch.int32), row_limit=row_limit)
         self.check_step()
 
     def read_rows(self) -> list[list[int]]:
@@ -178,8 +183,9 @@ class Pair:
                 self.seen["fed"] += 1
             elif rank >= config.max_live_branches:
                 self.seen["waits behind others of its request"] += 1
-            elif len(self.model.rows) == config.max_rows:
+            elif len(self.model.rows) == self.model.row_limit:
                 self.seen["waits for a row"] += 1
+                self.seen["waits by row_limit"] += self.model.row_limit < config.max_rows
             elif branch.fork_pending:
                 self.seen["waits with its fork"] += 1
             elif not branch.tokens:

@@ -79,7 +79,8 @@ def random_script(pair: Pair, longest: int, draw: random.Random, actions: int) -
             next_request += pair.admit(next_request, prompt, draw.randint(1, longest - len(prompt)), stream)
             pair.schedule()
         elif action == "step" or action == "end":
-            pair.step(end_row=draw.randrange(8) if action == "end" else -1)
+            end_row = draw.randrange(8) if action == "end" else -1
+            pair.step(end_row, row_limit=draw.choice([None, None, draw.randint(1, 10)]))
         elif action == "cancel" and live:
             pair.cancel(draw.choice(live).request)
             if draw.random() < 0.5:
@@ -143,6 +144,7 @@ def test_random_scripts_meet_every_situation():
         "fork",
         "waits behind others of its request",
         "waits for a row",
+        "waits by row_limit",
         "waits with its fork",
         "waits for a page",
         "child waits for its first page",
@@ -156,16 +158,20 @@ def test_random_scripts_meet_every_situation():
 # ---- resources never change the text -------------------------------------------------------------------------------
 
 
-def write_all(config: ForestConfig, prompts: list[list[int]], new_tokens: int, write) -> Pair:
-    """All prompts, taken up as there is room."""
+def write_all(
+    config: ForestConfig, prompts: list[list[int]], new_tokens: int, write, row_limits: random.Random | None = None
+) -> Pair:
+    """All prompts, taken up as there is room. row_limits: draws the most rows of each step."""
     pair = Pair(config, write)
     waiting = list(enumerate(prompts))
     while waiting or pair.model.live():
+        before = len(waiting)
         while waiting and pair.admit(waiting[0][0], waiting[0][1], new_tokens):
             waiting.pop(0)
         assert pair.model.live(), "nothing runs and nothing is taken up"
-        pair.schedule()
-        pair.step()
+        if row_limits is None or len(waiting) < before:
+            pair.schedule()
+        pair.step(row_limit=row_limits and row_limits.randint(1, config.max_rows))
     return pair
 
 
@@ -179,9 +185,10 @@ def write_all(config: ForestConfig, prompts: list[list[int]], new_tokens: int, w
     spare=st.tuples(st.integers(0, 3), st.integers(0, 6)),
     max_rows=st.integers(1, 6),
     max_live_branches=st.integers(1, 6),
+    limited=st.booleans(),
 )
 def test_a_waiting_branch_ends_up_with_the_same_tokens(
-    seed, max_depth, max_children, num_prompts, new_tokens, spare, max_rows, max_live_branches
+    seed, max_depth, max_children, num_prompts, new_tokens, spare, max_rows, max_live_branches, limited
 ):
     draw = random.Random(seed)
     prompts = [[draw.randrange(10, 1000) for _ in range(draw.randint(1, 20))] for _ in range(num_prompts)]
@@ -203,7 +210,7 @@ def test_a_waiting_branch_ends_up_with_the_same_tokens(
         max_rows=max_rows,
         max_live_branches=max_live_branches,
     )
-    waiting = write_all(scarce, prompts, new_tokens, write)
+    waiting = write_all(scarce, prompts, new_tokens, write, draw if limited else None)
     assert waiting.texts == plenty.texts
     assert waiting.tokens == plenty.tokens
     for _, path in plenty.texts:

@@ -355,3 +355,26 @@ def test_padding_rows_do_nothing():
     assert forest.row_kv_slot[1:].eq(-1).all()
     assert forest.row_indptr[1:].eq(1).all()
     assert forest.row_token[1:].eq(0).all()
+
+
+def test_a_copy_goes_its_own_way():
+    forest = make_forest()
+    copy = forest.to("cpu")
+    assert copy.config is forest.config
+    assert torch.equal(copy.data, forest.data)
+    advance(forest, FORK)
+    assert forest.num_rows == 2
+    assert copy.num_rows == 1
+    addresses = copy.data.data_ptr(), copy.row_token.data_ptr()
+    copy.copy_(forest)
+    assert (copy.data.data_ptr(), copy.row_token.data_ptr()) == addresses
+    assert torch.equal(copy.data, forest.data)
+    assert rows(copy, "token", "position") == rows(forest, "token", "position")
+    with pytest.raises(ValueError, match=r"Forest\.copy_: source has .*max_rows=3.*, expected ForestConfig"):
+        copy.copy_(make_forest(max_rows=3))
+
+
+def test_a_forest_on_another_device_has_the_same_layout():
+    forest = make_forest().to("meta")
+    assert forest.data.device.type == forest.row_token.device.type == "meta"
+    assert forest.page_table.shape == make_forest().page_table.shape

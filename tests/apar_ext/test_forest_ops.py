@@ -57,6 +57,7 @@ def operator_calls() -> list[tuple]:
     child = int(joining.ended[0, 0])
     return [
         (ops.advance.default, (make_forest().data, tokens(FORK, 99))),
+        (ops.advance.default, (make_forest().data, tokens(FORK), 1)),
         (ops.forest_reset.default, (make_forest().data,)),
         (ops.forest_schedule.default, (make_forest().data,)),
         (ops.forest_admit.default, (make_forest().data, 1, 9, 20, 5, -1)),
@@ -68,7 +69,7 @@ def operator_calls() -> list[tuple]:
     ]
 
 
-OPERATORS = [str(operator) for operator, _ in operator_calls()]
+OPERATORS = [f"{operator}-{len(arguments)}" for operator, arguments in operator_calls()]
 
 
 @pytest.mark.parametrize("index", range(len(OPERATORS)), ids=OPERATORS)
@@ -132,6 +133,30 @@ def expect_untouched(forest: Forest, call, match: str) -> None:
 def test_advance_rejects_sampled(sampled, match):
     forest = make_forest()
     expect_untouched(forest, lambda: forest.advance(sampled), match)
+
+
+@pytest.mark.parametrize("limit", [0, -1, 2**31])
+def test_advance_rejects_row_limit(limit):
+    forest = make_forest()
+    match = rf"advance: row_limit is {limit}, expected 1 to 2147483647"
+    expect_untouched(forest, lambda: forest.advance(tokens(5), row_limit=limit), match)
+
+
+def test_row_limit_beyond_max_rows_changes_nothing():
+    forests = [make_forest(), make_forest()]
+    for forest, limit in zip(forests, (None, 2**31 - 1), strict=True):
+        forest.advance(tokens(FORK), row_limit=limit)
+    assert torch.equal(forests[0].data, forests[1].data)
+    assert forests[0].num_rows == 2
+
+
+def test_row_limit_counts_the_rows_of_a_fork():
+    forest = make_forest()
+    forest.advance(tokens(FORK), row_limit=1)
+    assert forest.num_rows == 1
+    assert len(forest.opened) == 1, "the fork is fed, its child waits"
+    forest.advance(tokens(10), row_limit=1)
+    assert forest.row_token[0] == CHILD, "the child stands first"
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ void run_random_script(unsigned seed) {
       const int32_t draw = below(20);
       sampled[row] = draw == 0 ? -1 : draw == 1 ? kStop : draw < 8 ? kFork : 100 + draw;
     }
-    apar::cpu::advance(forest, sampled.data());
+    apar::cpu::advance(forest, sampled.data(), forest.config.max_rows);
   };
   for (int action = 0; action < 150; ++action) {
     const int32_t prompt = 1 + below(longest - 1), limit = prompt + 1 + below(longest - prompt);
