@@ -70,6 +70,34 @@ class ParagraphTree:
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), ensure_ascii=False)
 
+    @classmethod
+    def from_dict(cls, paragraphs: list[dict[str, Any]], *, newlines: str = "exact") -> ParagraphTree:
+        """The tree that ``to_dict`` gave. Details are numbered in the order of their forks.
+
+        Raises:
+            ValueError: not such a list; the message names the place, as in ``[2].detail[0].text``.
+        """
+        root = cls(newlines=newlines)
+        pending = [(root, paragraphs, "")]
+        while pending:
+            node, items, place = pending.pop()
+            if not isinstance(items, list) or not items:
+                raise ValueError(f"tree{place}: expected a list of paragraphs, at least one, got {items!r:.80}")
+            forks = 0
+            for number, item in enumerate(items):
+                here = f"{place}[{number}]"
+                if not isinstance(item, dict) or not isinstance(item.get("text"), str):
+                    raise ValueError(f"tree{here}: expected an object with a string as text, got {item!r:.80}")
+                if number:
+                    node.next = cls(branch=node.branch, newlines=newlines)
+                    node = node.next
+                node.own = item["text"]
+                if item.get("detail") is not None:
+                    node.detail = cls(branch=(*node.branch, forks), newlines=newlines)
+                    pending.append((node.detail, item["detail"], f"{here}.detail"))
+                    forks += 1
+        return root
+
     def render(self, *, width: int | None = None, color: bool = False) -> str:
         """The tree for a terminal: the trunk at the left edge, each detail one level further right, with its id.
 
