@@ -94,6 +94,7 @@ std::tuple<Tensor, Tensor> tree_attention_cuda(const Tensor& q, const Tensor& k_
   params.segments_used = segments_used.mutable_data_ptr<int32_t>();
   params.q_row_stride = queries.stride(0);
   params.q_head_stride = queries.stride(1);
+  params.num_pages = k_cache.size(0);
   params.num_rows = static_cast<int32_t>(sizes.rows);
   params.num_kv_heads = static_cast<int32_t>(sizes.num_kv_heads);
   params.group_size = static_cast<int32_t>(group_size);

@@ -63,7 +63,7 @@ class TreeAttentionCall(_Struct):
     _fields_ = [
         *_fields(
             "p:q p:k_cache p:v_cache p:out p:lse p:sinks p:page_table p:work_header p:row_ranges p:row_begin p:items "
-            "p:arrivals p:partials p:segments_used q:q_row_stride q:q_head_stride i:num_rows i:num_kv_heads "
+            "p:arrivals p:partials p:segments_used q:q_row_stride q:q_head_stride q:num_pages i:num_rows i:num_kv_heads "
             "i:group_size i:head_dim i:page_size i:max_pages f:scale f:softcap p:work"
         ),
         ("input", WorkInput),
@@ -318,6 +318,7 @@ def tree_attention(
         segments_used=address("segments_used", segments_used, writable=True),
         q_row_stride=q.stride(0),
         q_head_stride=q.stride(1),
+        num_pages=k_cache.shape[0],
         num_rows=num_rows,
         num_kv_heads=num_kv_heads,
         group_size=group,

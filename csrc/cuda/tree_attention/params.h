@@ -30,6 +30,7 @@ struct TreeAttentionParams {
 
   int64_t q_row_stride;
   int64_t q_head_stride;
+  int64_t num_pages;
   int32_t num_rows;
   int32_t num_kv_heads;
   int32_t group_size;

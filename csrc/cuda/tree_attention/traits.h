@@ -73,6 +73,11 @@ struct TreeAttentionTraits {
     return kPermuted ? (address ^ (step % 8 * 16)) + step / 8 * 128 : address + step * 16;
   }
 
+  // The same for keys and values in their stage.
+  static constexpr int kEntryStrideBytes = kStrideBytes;
+  static APAR_DEVICE uint32_t entry_offset(int entry, int part) { return offset_of(entry, part); }
+  static APAR_DEVICE uint32_t entry_step(uint32_t address, int step) { return step_to(address, step); }
+
   struct Shared {
     alignas(128) T q[2][kRows * kStride];
     T weights[kStrips][16][kWeightStride];
