@@ -98,6 +98,8 @@ def tree_attention(
     softcap: float = 0.0,
     sinks: torch.Tensor | None = None,
     return_lse: Literal[False] = False,
+    k_scale: torch.Tensor | None = None,
+    v_scale: torch.Tensor | None = None,
 ) -> torch.Tensor: ...
 
 
@@ -112,6 +114,8 @@ def tree_attention(
     softcap: float = 0.0,
     sinks: torch.Tensor | None = None,
     return_lse: Literal[True],
+    k_scale: torch.Tensor | None = None,
+    v_scale: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]: ...
 
 
@@ -125,6 +129,8 @@ def tree_attention(
     softcap: float = 0.0,
     sinks: torch.Tensor | None = None,
     return_lse: bool = False,
+    k_scale: torch.Tensor | None = None,
+    v_scale: torch.Tensor | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Every row attends to the concatenation of its ranges.
 
@@ -134,7 +140,7 @@ def tree_attention(
     Args:
         q: ``[R, Hq, D]`` float32, float16 or bfloat16; the last dimension is contiguous, the others may have any
             stride. Query head h reads KV head ``h // (Hq // Hkv)``. D is 32, 64, 80, 96, 128 or 256.
-        k_cache: ``[num_pages, Hkv, page_size, D]``, contiguous, dtype and device of ``q``.
+        k_cache: ``[num_pages, Hkv, page_size, D]``, contiguous, device of ``q``, dtype of ``q`` or float8_e4m3fn.
         v_cache: as ``k_cache``.
         plan: made for R rows, Hkv KV heads, groups of ``Hq // Hkv`` and this page size.
         scale: factor on the scores, default ``D ** -0.5``.
@@ -142,6 +148,9 @@ def tree_attention(
         sinks: ``[Hq]`` float32 or in q's dtype: one more score per head, which takes its share of the softmax and has
             no value.
         return_lse: also return the log of the softmax's denominator.
+        k_scale: ``[Hkv]`` float32, contiguous, above 0, for float8_e4m3fn caches alone: what each head's stored keys
+            are multiplied with; None: 1.
+        v_scale: as ``k_scale``, of the values.
 
     Returns:
         ``[R, Hq, D]``, contiguous, in q's dtype; with ``return_lse`` also ``[R, Hq]`` float32: the natural logarithm,
@@ -165,6 +174,8 @@ def tree_attention(
         softcap,
         sinks,
         return_lse,
+        k_scale,
+        v_scale,
     )
     return (out, lse) if return_lse else out
 
@@ -213,10 +224,19 @@ def _(
     softcap: float,
     sinks: torch.Tensor | None,
     return_lse: bool,
+    k_scale: torch.Tensor | None = None,
+    v_scale: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    tensors = {"q": q, "k_cache": k_cache, "v_cache": v_cache, "page_table": page_table, "schedule": schedule}
-    if sinks is not None:
-        tensors["sinks"] = sinks
-    check_same_device("tree_attention", **tensors)
+    check_same_device(
+        "tree_attention",
+        q=q,
+        k_cache=k_cache,
+        v_cache=v_cache,
+        page_table=page_table,
+        schedule=schedule,
+        sinks=sinks,
+        k_scale=k_scale,
+        v_scale=v_scale,
+    )
     lse_shape = q.shape[:2] if return_lse else (0,)
     return q.new_empty(q.shape), q.new_empty(lse_shape, dtype=torch.float32)

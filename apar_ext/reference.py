@@ -13,9 +13,21 @@ __all__ = ["append_kv", "mask_logits_", "tree_attention"]
 
 
 def append_kv(
-    k: torch.Tensor, v: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, slots: torch.Tensor
+    k: torch.Tensor,
+    v: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    slots: torch.Tensor,
+    *,
+    k_scale: torch.Tensor | None = None,
+    v_scale: torch.Tensor | None = None,
 ) -> None:
-    """Row r of k and v, ``[R, Hkv, D]``, goes to page ``slots[r] // page_size``, offset ``slots[r] % page_size``."""
+    """Row r of k and v, ``[R, Hkv, D]``, goes to page ``slots[r] // page_size``, offset ``slots[r] % page_size``.
+
+    Into float8_e4m3fn caches as ``to_e4m3(x / scale)``; the scales are ``[Hkv]``, None: 1.
+    """
+    if k_cache.dtype == torch.float8_e4m3fn and k.dtype != k_cache.dtype:
+        k, v = (to_e4m3(x.float() / (1 if s is None else s[:, None])) for x, s in ((k, k_scale), (v, v_scale)))
     page_size = k_cache.shape[2]
     for row, slot in enumerate(slots.tolist()):
         if slot == -1:
@@ -23,6 +35,12 @@ def append_kv(
         page, offset = divmod(slot, page_size)
         k_cache[page, :, offset] = k[row]
         v_cache[page, :, offset] = v[row]
+
+
+def to_e4m3(numbers: torch.Tensor) -> torch.Tensor:
+    """float32 to the nearest float8_e4m3fn, of two the even one; beyond 448 to 448, any NaN to 0x7f."""
+    bits = numbers.clamp(-448, 448).to(torch.float8_e4m3fn).view(torch.uint8)
+    return bits.masked_fill(numbers.isnan(), 0x7F).view(torch.float8_e4m3fn)
 
 
 def tree_attention(
@@ -39,6 +57,8 @@ def tree_attention(
     softcap: float = 0.0,
     sinks: torch.Tensor | None = None,
     return_lse: bool = False,
+    k_scale: torch.Tensor | None = None,
+    v_scale: torch.Tensor | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Every row attends to the concatenation of its ranges.
 
@@ -56,6 +76,8 @@ def tree_attention(
         softcap: scores become ``softcap * tanh(scores / softcap)``; 0: off.
         sinks: ``[Hq]``, one more score per head that takes its share of the softmax and has no value; None: off.
         return_lse: also return the log of the softmax's denominator.
+        k_scale: ``[Hkv]``, what each head's keys are multiplied with; None: 1.
+        v_scale: as ``k_scale``, of the values.
 
     Returns:
         ``[R, Hq, D]`` in q's dtype; with ``return_lse`` also ``[R, Hq]`` in float32 (float64 for a float64 q): the
@@ -75,6 +97,8 @@ def tree_attention(
         row_ranges = ranges[bounds[row] : bounds[row + 1]]
         k = gather_ranges(k_cache, page_table, row_ranges).to(compute_dtype)
         v = gather_ranges(v_cache, page_table, row_ranges).to(compute_dtype)
+        k = k if k_scale is None else k * k_scale[:, None, None].to(compute_dtype)
+        v = v if v_scale is None else v * v_scale[:, None, None].to(compute_dtype)
 
         # Query heads that share a KV head stand next to each other: [Hq, D] -> [Hkv, group, D].
         grouped_q = q[row].to(compute_dtype).view(num_kv_heads, group, head_dim)

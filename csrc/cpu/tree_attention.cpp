@@ -86,7 +86,7 @@ class Driver {
                 .partials = nullptr,
                 .walk_partial = nullptr,
                 .partial_stride = kPartialHeader + params.head_dim};
-    kernel_ = choose_kernel(params.level, params.type);
+    kernel_ = choose_kernel(params.level, params.kv_type);
   }
 
   void run() {

@@ -18,7 +18,8 @@ constexpr int32_t kBlockEntries = 64;
 constexpr int32_t kSegmentEntries = 4096;
 constexpr int32_t kMaxHeadDim = 256;
 
-enum class ElementType { kFloat32, kFloat16, kBFloat16 };
+// kFloat8, e4m3, is a type of caches alone.
+enum class ElementType { kFloat32, kFloat16, kBFloat16, kFloat8 };
 
 struct TreeAttentionParams {
   const void* q = nullptr;        // [R, Hq, D], last dimension contiguous
@@ -31,7 +32,10 @@ struct TreeAttentionParams {
   float* lse = nullptr;                 // [R, Hq] or null
   int64_t q_row_stride = 0;             // elements
   int64_t q_head_stride = 0;
-  ElementType type = ElementType::kFloat32;
+  ElementType type = ElementType::kFloat32;     // of queries and outputs
+  ElementType kv_type = ElementType::kFloat32;  // of the caches: the same, or kFloat8
+  const float* k_scale = nullptr;               // [Hkv] or null: what stored keys are multiplied with
+  const float* v_scale = nullptr;
   int32_t head_dim = 0;  // a multiple of 16, at most kMaxHeadDim
   float scale = 1.0f;
   float softcap = 0.0f;  // 0: none

@@ -5,7 +5,7 @@
 
 namespace apar::cpu {
 
-TileKernel tile_kernel_avx512(ElementType type) { return widening_kernel(type); }
+TileKernel tile_kernel_avx512(ElementType kv_type) { return widening_kernel(kv_type); }
 
 }  // namespace apar::cpu
 #endif

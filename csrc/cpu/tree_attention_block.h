@@ -37,7 +37,7 @@ class Carver {
 // stall everything else.
 class Prefetcher {
  public:
-  static constexpr int64_t kStep = 256;  // divides any run: at least 8 entries of a multiple of 16 elements of 2 bytes
+  static constexpr int64_t kStep = 256;  // bytes; the last step may reach past a run
 
   void clear() { num_runs_ = 0; }
 
@@ -63,7 +63,7 @@ class Prefetcher {
         __builtin_prefetch(reinterpret_cast<const void*>(address + line), 0, 2);
       }
       offset_ += kStep;
-      if (offset_ == run_bytes_) {
+      if (offset_ >= run_bytes_) {
         offset_ = 0;
         ++run_;
       }

@@ -33,5 +33,13 @@ struct BFloat16Element {
   static Vec::Float multiply_add(Vec::Float a, Vec::Float b, Vec::Float c) { return Vec::fma(a, b, c); }
 };
 
+// e4m3, a type of caches; queries and outputs are of one of the types above.
+struct Float8Element {
+  using Storage = uint8_t;
+  static constexpr bool kPacked = false;
+  static Vec::Float load(const Storage* p) { return Vec::load_e4m3(p); }
+  static Vec::Float multiply_add(Vec::Float a, Vec::Float b, Vec::Float c) { return Vec::fma(a, b, c); }
+};
+
 }  // namespace
 }  // namespace apar::cpu

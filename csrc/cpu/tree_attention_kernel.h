@@ -53,9 +53,10 @@ struct TileKernel {
   void (*run)(const TileProblem& problem, const TileTask& task, void* scratch);
 };
 
-TileKernel tile_kernel_portable(ElementType type);
-TileKernel tile_kernel_avx2(ElementType type);
-TileKernel tile_kernel_avx512(ElementType type);
-TileKernel tile_kernel_avx512bf16(ElementType type);
+// By the type of the caches.
+TileKernel tile_kernel_portable(ElementType kv_type);
+TileKernel tile_kernel_avx2(ElementType kv_type);
+TileKernel tile_kernel_avx512(ElementType kv_type);
+TileKernel tile_kernel_avx512bf16(ElementType kv_type);
 
 }  // namespace apar::cpu

@@ -4,6 +4,6 @@
 
 namespace apar::cpu {
 
-TileKernel tile_kernel_portable(ElementType type) { return widening_kernel(type); }
+TileKernel tile_kernel_portable(ElementType kv_type) { return widening_kernel(kv_type); }
 
 }  // namespace apar::cpu

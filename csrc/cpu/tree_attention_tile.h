@@ -8,6 +8,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #include "cpu/tree_attention_block.h"
 
@@ -19,6 +20,7 @@ class Tile {
   using Storage = typename Element::Storage;
   static constexpr int kLanes = Vec::kLanes;
   static constexpr int kEntries = kBlockEntries;
+  static constexpr bool kFloat8 = std::is_same_v<Element, Float8Element>;
 
  public:
   static int64_t scratch_bytes(const TileProblem& problem) { return Tile(problem).carve(nullptr); }
@@ -87,16 +89,45 @@ class Tile {
     }
   }
 
+  // visit(element of queries and outputs)
+  template <class Visit>
+  void with_query_element(const Visit& visit) const {
+    if constexpr (!kFloat8) {
+      visit(Element{});
+    } else {
+      switch (p_.params.type) {
+        case ElementType::kFloat16:
+          return visit(Float16Element{});
+        case ElementType::kBFloat16:
+          return visit(BFloat16Element{});
+        default:
+          return visit(Float32Element{});
+      }
+    }
+  }
+
   void load_queries() {
-    const Storage* q = static_cast<const Storage*>(p_.params.q);
+    with_query_element([this](auto element) { load_queries_as<decltype(element)>(); });
+  }
+
+  template <class QueryElement>
+  void load_queries_as() {
+    using Query = typename QueryElement::Storage;
+    const Query* q = static_cast<const Query*>(p_.params.q);
     for (int64_t state = 0; state < num_states_; ++state) {
-      const Storage* source =
-          q + row_of(state) * p_.params.q_row_stride + query_head_of(state) * p_.params.q_head_stride;
+      const int64_t head = query_head_of(state);
+      const Query* source = q + row_of(state) * p_.params.q_row_stride + head * p_.params.q_head_stride;
       float* target = queries_ + state * words_;
       if constexpr (Element::kPacked) {
-        std::memcpy(target, source, head_dim_ * sizeof(Storage));
+        std::memcpy(target, source, head_dim_ * sizeof(Query));
+      } else if constexpr (kFloat8) {
+        // Scores are linear in the keys' scale.
+        const Float scale = Vec::broadcast(p_.params.k_scale == nullptr ? 1.0f : p_.params.k_scale[head / group_]);
+        for (int64_t d = 0; d < head_dim_; d += kLanes) {
+          Vec::store(target + d, Vec::mul(QueryElement::load(source + d), scale));
+        }
       } else {
-        for (int64_t d = 0; d < head_dim_; d += kLanes) Vec::store(target + d, Element::load(source + d));
+        for (int64_t d = 0; d < head_dim_; d += kLanes) Vec::store(target + d, QueryElement::load(source + d));
       }
     }
   }
@@ -324,6 +355,12 @@ class Tile {
   // ---- results ----
 
   void finish() {
+    with_query_element([this](auto element) { finish_as<decltype(element)>(); });
+  }
+
+  template <class OutputElement>
+  void finish_as() {
+    using Output = typename OutputElement::Storage;
     const int64_t num_q_heads = static_cast<int64_t>(p_.num_kv_heads) * group_;
     for (int64_t state = 0; state < num_states_; ++state) {
       const int64_t query_head = query_head_of(state), index = row_of(state) * num_q_heads + query_head;
@@ -339,13 +376,14 @@ class Tile {
           max = new_max;
         }
         factor = keep / sum;
+        if (kFloat8 && p_.params.v_scale != nullptr) factor *= p_.params.v_scale[query_head / group_];
         lse = (max + std::log2(sum)) * kLn2;
       }
       if (p_.params.lse != nullptr) p_.params.lse[index] = lse;
-      Storage* out = static_cast<Storage*>(p_.params.out) + index * head_dim_;
+      Output* out = static_cast<Output*>(p_.params.out) + index * head_dim_;
       const float* total = total_ + state * head_dim_;
       for (int64_t d = 0; d < head_dim_; d += kLanes) {
-        Element::store(out + d, used ? Vec::mul(Vec::load(total + d), Vec::broadcast(factor)) : Vec::zero());
+        OutputElement::store(out + d, used ? Vec::mul(Vec::load(total + d), Vec::broadcast(factor)) : Vec::zero());
       }
     }
   }
@@ -381,8 +419,10 @@ class Tile {
 template <class Element>
 constexpr TileKernel kTileKernel = {Tile<Element>::scratch_bytes, Tile<Element>::run};
 
-inline TileKernel widening_kernel(ElementType type) {
-  switch (type) {
+inline TileKernel widening_kernel(ElementType kv_type) {
+  switch (kv_type) {
+    case ElementType::kFloat8:
+      return kTileKernel<Float8Element>;
     case ElementType::kFloat16:
       return kTileKernel<Float16Element>;
     case ElementType::kBFloat16:

@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "core/numbers.h"
+
 namespace apar::cpu {
 namespace {
 
@@ -60,11 +62,14 @@ struct Vec {
   }
 
   static Float load_f16(const uint16_t* p) {
-    return Float{from_f16(p[0]), from_f16(p[1]), from_f16(p[2]), from_f16(p[3])};
+    return Float{float16_to_float(p[0]), float16_to_float(p[1]), float16_to_float(p[2]), float16_to_float(p[3])};
   }
   static Float load_bf16(const uint16_t* p) {
     return (Float)(Int{int32_t(uint32_t{p[0]} << 16), int32_t(uint32_t{p[1]} << 16), int32_t(uint32_t{p[2]} << 16),
                        int32_t(uint32_t{p[3]} << 16)});
+  }
+  static Float load_e4m3(const uint8_t* p) {
+    return Float{e4m3_to_float(p[0]), e4m3_to_float(p[1]), e4m3_to_float(p[2]), e4m3_to_float(p[3])};
   }
   static void store_f16(uint16_t* p, Float x) {
     for (int i = 0; i < 4; ++i) p[i] = to_f16(x[i]);
@@ -80,13 +85,6 @@ struct Vec {
   }
 
  private:
-  static float from_f16(uint16_t bits) {
-    const uint32_t sign = uint32_t(bits & 0x8000) << 16, magnitude = bits & 0x7fff;
-    if (magnitude >= 0x7c00) return std::bit_cast<float>(sign | 0x7f800000 | ((magnitude & 0x3ff) << 13));
-    // As an fp32 of exponent 0..31 it is 2^112 times too small; the product is exact, subnormals included.
-    const float scaled = std::bit_cast<float>(magnitude << 13) * 0x1p112f;
-    return std::bit_cast<float>(std::bit_cast<uint32_t>(scaled) | sign);
-  }
   static uint16_t to_f16(float x) {
     const uint32_t bits = std::bit_cast<uint32_t>(x), sign = (bits >> 16) & 0x8000, magnitude = bits & 0x7fffffff;
     if (magnitude > 0x7f800000) return uint16_t(sign | 0x7e00);

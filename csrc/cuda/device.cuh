@@ -20,6 +20,8 @@
 
 #include <cstdint>
 
+#include "core/numbers.h"
+
 namespace apar::cuda {
 
 // 16-bit numbers by their bits, so that no CUDA header is needed where there is no CUDA.
@@ -328,6 +330,19 @@ APAR_DEVICE uint32_t pack<Half>(float low, float high) {
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
   return result;
 }
+
+// The bits of the nearest e4m3, as float_to_e4m3 has them.
+APAR_DEVICE uint8_t to_e4m3(float value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+  uint16_t pair;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(0.0f), "f"(value));
+  return static_cast<uint8_t>(pair);
+#else
+  return float_to_e4m3(value);
+#endif
+}
+// Rounded to the nearest, whatever the compiler's options.
+APAR_DEVICE float divide(float a, float b) { return __fdiv_rn(a, b); }
 
 // 2^value; 2^-inf is 0.
 APAR_DEVICE float exp2_fast(float value) {

@@ -9,6 +9,7 @@
 
 #include "ops/check.h"
 #include "ops/plan_check.h"
+#include "ops/scale_check.h"
 
 namespace apar::ops {
 
@@ -19,7 +20,8 @@ struct AttentionSizes {
 // Everything that can be seen without reading tensor data.
 inline AttentionSizes check_attention(const Check& check, const Tensor& q, const Tensor& k_cache, const Tensor& v_cache,
                                       const Tensor& page_table, const Tensor& schedule, double scale, double softcap,
-                                      const std::optional<Tensor>& sinks) {
+                                      const std::optional<Tensor>& sinks, const std::optional<Tensor>& k_scale,
+                                      const std::optional<Tensor>& v_scale) {
   check.dtype("q", q, {ScalarType::Float, ScalarType::Half, ScalarType::BFloat16});
   check.shape("q", q, {{"R"}, {"Hq"}, {"D"}});
   check.contiguous_last_dim("q", q);
@@ -38,8 +40,17 @@ inline AttentionSizes check_attention(const Check& check, const Tensor& q, const
   check_heads(check, num_kv_heads, num_q_heads / num_kv_heads);
   for (const auto& [name, tensor] : {std::pair<const char*, const Tensor&>{"k_cache", k_cache}, {"v_cache", v_cache}}) {
     check.same_device(name, tensor, "q", q);
-    check.same_dtype(name, tensor, "q", q);
     check.contiguous(name, tensor);
+  }
+  const bool is_float8 = k_cache.scalar_type() == ScalarType::Float8_e4m3fn;
+  if (!is_float8) check.same_dtype("k_cache", k_cache, "q", q);
+  check.same_dtype("v_cache", v_cache, "k_cache", k_cache);
+  for (const auto& [name, kv_scale] :
+       {std::pair<const char*, const std::optional<Tensor>&>{"k_scale", k_scale}, {"v_scale", v_scale}}) {
+    if (!kv_scale.has_value()) continue;
+    check.that(is_float8, name, " is given for caches of dtype ", dtype_name(k_cache.scalar_type()),
+               ", expected None but for fp8 caches");
+    check_kv_scale(check, name, *kv_scale, num_kv_heads, "q", q);
   }
   check.index("page_table", page_table, {{"S"}, {"max_pages"}}, "q", q);
   check.index("schedule", schedule, {{"size"}}, "q", q);

@@ -32,6 +32,8 @@ inline std::string dtype_name(ScalarType dtype) {
       return "float16";
     case ScalarType::BFloat16:
       return "bfloat16";
+    case ScalarType::Float8_e4m3fn:
+      return "float8_e4m3fn";
     case ScalarType::Byte:
       return "uint8";
     case ScalarType::Char:

@@ -67,17 +67,36 @@ std::vector<float> sinks_as_float(const Tensor& sinks) {
   }
 }
 
+cpu::ElementType element_type(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Half:
+      return cpu::ElementType::kFloat16;
+    case ScalarType::BFloat16:
+      return cpu::ElementType::kBFloat16;
+    case ScalarType::Float8_e4m3fn:
+      return cpu::ElementType::kFloat8;
+    default:
+      return cpu::ElementType::kFloat32;
+  }
+}
+
 std::tuple<Tensor, Tensor> tree_attention_cpu(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache,
                                               const Tensor& page_table, const Tensor& schedule, double scale,
-                                              double softcap, std::optional<Tensor> sinks, bool return_lse) {
-  const AttentionSizes sizes = check_attention(check, q, k_cache, v_cache, page_table, schedule, scale, softcap, sinks);
+                                              double softcap, std::optional<Tensor> sinks, bool return_lse,
+                                              std::optional<Tensor> k_scale, std::optional<Tensor> v_scale) {
+  const AttentionSizes sizes =
+      check_attention(check, q, k_cache, v_cache, page_table, schedule, scale, softcap, sinks, k_scale, v_scale);
   check_schedule(schedule, page_table, sizes);
+  const auto scales = [&sizes](const char* name, const std::optional<Tensor>& kv_scale) -> const float* {
+    if (!kv_scale.has_value()) return nullptr;
+    check_scale_values(check, name, kv_scale->const_data_ptr<float>(), sizes.num_kv_heads);
+    return kv_scale->const_data_ptr<float>();
+  };
 
   const std::vector<float> sink_values = sinks.has_value() ? sinks_as_float(*sinks) : std::vector<float>();
   Tensor out = torch::stable::new_empty(q, {sizes.rows, sizes.num_q_heads, sizes.head_dim});
   Tensor lse = return_lse ? torch::stable::new_empty(q, {sizes.rows, sizes.num_q_heads}, ScalarType::Float)
                           : torch::stable::new_empty(q, {0}, ScalarType::Float);
-  const ScalarType dtype = q.scalar_type();
   cpu::TreeAttentionParams params = {.q = q.const_data_ptr(),
                                      .k_cache = k_cache.const_data_ptr(),
                                      .v_cache = v_cache.const_data_ptr(),
@@ -88,9 +107,10 @@ std::tuple<Tensor, Tensor> tree_attention_cpu(const Tensor& q, const Tensor& k_c
                                      .lse = return_lse ? lse.mutable_data_ptr<float>() : nullptr,
                                      .q_row_stride = q.stride(0),
                                      .q_head_stride = q.stride(1),
-                                     .type = dtype == ScalarType::Float  ? cpu::ElementType::kFloat32
-                                             : dtype == ScalarType::Half ? cpu::ElementType::kFloat16
-                                                                         : cpu::ElementType::kBFloat16,
+                                     .type = element_type(q.scalar_type()),
+                                     .kv_type = element_type(k_cache.scalar_type()),
+                                     .k_scale = scales("k_scale", k_scale),
+                                     .v_scale = scales("v_scale", v_scale),
                                      .head_dim = static_cast<int32_t>(sizes.head_dim),
                                      .scale = static_cast<float>(scale),
                                      .softcap = static_cast<float>(softcap),
@@ -106,7 +126,7 @@ std::tuple<Tensor, Tensor> tree_attention_cpu(const Tensor& q, const Tensor& k_c
 STABLE_TORCH_LIBRARY_FRAGMENT(apar, m) {
   m.def(
       "tree_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor page_table, Tensor schedule, float scale, "
-      "float softcap, Tensor? sinks, bool return_lse) -> (Tensor, Tensor)");
+      "float softcap, Tensor? sinks, bool return_lse, Tensor? k_scale=None, Tensor? v_scale=None) -> (Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(apar, CPU, m) { m.impl("tree_attention", TORCH_BOX(&apar::ops::tree_attention_cpu)); }

@@ -57,8 +57,12 @@ Tensor aligned_queries(const Tensor& q) {
 
 std::tuple<Tensor, Tensor> tree_attention_cuda(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache,
                                                const Tensor& page_table, const Tensor& work, double scale,
-                                               double softcap, std::optional<Tensor> sinks, bool return_lse) {
-  const AttentionSizes sizes = check_attention(check, q, k_cache, v_cache, page_table, work, scale, softcap, sinks);
+                                               double softcap, std::optional<Tensor> sinks, bool return_lse,
+                                               std::optional<Tensor> k_scale, std::optional<Tensor> v_scale) {
+  const AttentionSizes sizes =
+      check_attention(check, q, k_cache, v_cache, page_table, work, scale, softcap, sinks, k_scale, v_scale);
+  check.that(k_cache.scalar_type() == q.scalar_type(), "k_cache has dtype ", dtype_name(k_cache.scalar_type()),
+             ", expected ", dtype_name(q.scalar_type()), " as q has: fp8 caches are read on the CPU alone so far");
   const int64_t group_size = sizes.num_q_heads / sizes.num_kv_heads;
   const int32_t device = q.get_device_index();
   const cuda::Element element = element_of(q.scalar_type());

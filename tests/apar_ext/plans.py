@@ -122,8 +122,10 @@ def make_case(
     head_dim: int = 32,
     page_size: int = 16,
     dtype: torch.dtype = torch.float32,
+    kv_dtype: torch.dtype | None = None,
     poison: bool = True,
 ) -> Case:
+    """kv_dtype: of the caches, by default that of the queries."""
     random = torch.Generator().manual_seed(seed)
     num_streams = 1 + max((stream for row in rows for stream, _, _ in row), default=0)
     entries = max((end for row in rows for _, _, end in row), default=0)
@@ -131,7 +133,7 @@ def make_case(
     num_pages = num_streams * max_pages
     page_table = torch.randperm(num_pages, generator=random).int().view(num_streams, max_pages)
     shape = (num_pages, heads[1], page_size, head_dim)
-    k_cache, v_cache = (torch.randn(shape, generator=random).to(dtype) for _ in range(2))
+    k_cache, v_cache = (torch.randn(shape, generator=random) for _ in range(2))
     q = torch.randn(len(rows), heads[0], head_dim, generator=random).to(dtype)
 
     if poison:
@@ -149,4 +151,5 @@ def make_case(
         impossible = torch.tensor([-1, -(2**31), 2**31 - 1, num_pages], dtype=torch.int32)
         choice = torch.randint(4, page_table.shape, generator=random)
         page_table = torch.where(unused, impossible[choice], page_table)
+    k_cache, v_cache = k_cache.to(kv_dtype or dtype), v_cache.to(kv_dtype or dtype)
     return Case(q, k_cache, v_cache, page_table, rows, heads[0] // heads[1])

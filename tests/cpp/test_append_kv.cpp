@@ -45,15 +45,19 @@ void append_random_rows(unsigned seed, const apar::cpu::ParallelFor& parallel_fo
                         .k_cache = k_cache.data(),
                         .v_cache = v_cache.data(),
                         .slots = slots.data(),
+                        .k_scale = nullptr,
+                        .v_scale = nullptr,
                         .rows = rows,
                         .num_kv_heads = heads,
+                        .head_dim = head_bytes,
                         .num_slots = num_slots,
                         .page_size = page_size,
                         .head_bytes = head_bytes,
                         .k_row_stride_bytes = row_stride,
                         .k_head_stride_bytes = head_stride,
                         .v_row_stride_bytes = row_stride,
-                        .v_head_stride_bytes = head_stride},
+                        .v_head_stride_bytes = head_stride,
+                        .conversion = apar::KvConversion::kNone},
                        parallel_for);
   EXPECT(k_cache == k_expected);
   EXPECT(v_cache == v_expected);

@@ -9,6 +9,7 @@
 #include <random>
 
 #include "check.h"
+#include "core/numbers.h"
 #include "core/plan.h"
 #include "cpu/tree_attention.h"
 
@@ -54,7 +55,7 @@ double decode(const char* source, ElementType type) {
 }
 
 struct Case {
-  ElementType type;
+  ElementType type, kv_type;
   int64_t element_bytes;
   int32_t rows, group, kv_heads, head_dim, page_size, streams, max_pages, num_pages;
   float softcap;
@@ -69,11 +70,12 @@ struct Case {
   }
 };
 
-Case random_case(unsigned seed, ElementType type, bool large) {
+Case random_case(unsigned seed, ElementType type, ElementType kv_type, bool large) {
   std::mt19937 random(seed);
   const auto below = [&random](int bound) { return static_cast<int32_t>(random() % static_cast<unsigned>(bound)); };
   Case c{};
   c.type = type;
+  c.kv_type = kv_type;
   c.element_bytes = type == ElementType::kFloat32 ? 4 : 2;
   c.rows = below(14);
   c.group = 1 + below(5);
@@ -114,7 +116,7 @@ Case random_case(unsigned seed, ElementType type, bool large) {
     c.row_indptr.push_back(static_cast<int32_t>(c.range_stream.size()));
   }
 
-  // Multiples of 1/16 up to 2: exact in every type.
+  // Multiples of 1/16 up to 2: exact in every type but e4m3.
   const auto number = [&] { return static_cast<float>(below(65) - 32) / 16; };
   c.q.resize(static_cast<size_t>(c.rows) * c.kv_heads * c.group * c.head_dim);
   for (float& x : c.q) x = number();
@@ -133,14 +135,22 @@ Case random_case(unsigned seed, ElementType type, bool large) {
   if (c.with_sinks) {
     for (int32_t head = 0; head < c.kv_heads * c.group; ++head) c.sinks.push_back(number());
   }
-  const auto to_bytes = [&c](const std::vector<float>& values) {
+  const auto to_bytes = [&c](std::vector<float>& values, ElementType type) {
+    if (type == ElementType::kFloat8) {
+      std::vector<char> codes;
+      for (float& value : values) {
+        codes.push_back(static_cast<char>(apar::float_to_e4m3(value)));
+        value = apar::e4m3_to_float(static_cast<uint8_t>(codes.back()));
+      }
+      return codes;
+    }
     std::vector<char> bytes(values.size() * c.element_bytes);
-    for (size_t i = 0; i < values.size(); ++i) encode(values[i], c.type, &bytes[i * c.element_bytes]);
+    for (size_t i = 0; i < values.size(); ++i) encode(values[i], type, &bytes[i * c.element_bytes]);
     return bytes;
   };
-  c.q_bytes = to_bytes(c.q);
-  c.k_bytes = to_bytes(c.k);
-  c.v_bytes = to_bytes(c.v);
+  c.q_bytes = to_bytes(c.q, type);
+  c.k_bytes = to_bytes(c.k, kv_type);
+  c.v_bytes = to_bytes(c.v, kv_type);
   return c;
 }
 
@@ -184,6 +194,7 @@ Result run(const Case& c, CpuLevel level, int32_t num_threads, const apar::cpu::
                              .q_row_stride = heads * c.head_dim,
                              .q_head_stride = c.head_dim,
                              .type = c.type,
+                             .kv_type = c.kv_type,
                              .head_dim = c.head_dim,
                              .scale = 0.11f,
                              .softcap = c.softcap,
@@ -239,8 +250,10 @@ void expect_right(const Case& c, const Result& result) {
 }
 
 void attend_random_ranges(unsigned seed, bool large) {
-  for (const ElementType type : {ElementType::kFloat32, ElementType::kFloat16, ElementType::kBFloat16}) {
-    Case c = random_case(seed, type, large);
+  using enum ElementType;
+  for (const auto& [type, kv_type] :
+       {std::pair{kFloat32, kFloat32}, {kFloat16, kFloat16}, {kBFloat16, kBFloat16}, {kBFloat16, kFloat8}}) {
+    Case c = random_case(seed, type, kv_type, large);
     make_plan(c);
     for (int level = 0; level <= static_cast<int>(apar::cpu::detected_cpu_level()); ++level) {
       const Result alone = run(c, static_cast<CpuLevel>(level), 1, apar::test::serial);

@@ -265,6 +265,9 @@ uint32_t pack(float low, float high) {
   return from_float<T>(low).bits | static_cast<uint32_t>(from_float<T>(high).bits) << 16;
 }
 
+inline uint8_t to_e4m3(float value) { return float_to_e4m3(value); }
+inline float divide(float a, float b) { return a / b; }
+
 inline float exp2_fast(float value) { return std::exp2(value); }
 inline float tanh_exact(float value) { return std::tanh(value); }
 inline float log_exact(float value) { return std::log(value); }

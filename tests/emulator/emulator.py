@@ -15,6 +15,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 
+CONVERSIONS = {torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
 ELEMENTS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 
@@ -37,8 +38,9 @@ def _fields(text: str) -> list[tuple[str, type]]:
 
 class AppendKvParams(_Struct):
     _fields_ = _fields(
-        "p:k p:v p:k_cache p:v_cache p:slots q:rows q:num_kv_heads q:num_slots q:page_size q:head_bytes "
-        "q:k_row_stride_bytes q:k_head_stride_bytes q:v_row_stride_bytes q:v_head_stride_bytes"
+        "p:k p:v p:k_cache p:v_cache p:slots p:k_scale p:v_scale q:rows q:num_kv_heads q:head_dim q:num_slots "
+        "q:page_size q:head_bytes q:k_row_stride_bytes q:k_head_stride_bytes q:v_row_stride_bytes "
+        "q:v_head_stride_bytes i:conversion"
     )
 
 
@@ -176,6 +178,9 @@ def append_kv(
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
     slots: torch.Tensor,
+    *,
+    k_scale: torch.Tensor | None = None,
+    v_scale: torch.Tensor | None = None,
 ) -> Launch:
     size = k.element_size()
     return device.run(
@@ -187,15 +192,19 @@ def append_kv(
                 k_cache=device.tensor("k_cache", k_cache, writable=True),
                 v_cache=device.tensor("v_cache", v_cache, writable=True),
                 slots=device.tensor("slots", slots),
+                k_scale=device.tensor("k_scale", k_scale),
+                v_scale=device.tensor("v_scale", v_scale),
                 rows=k.shape[0],
                 num_kv_heads=k.shape[1],
+                head_dim=k.shape[2],
                 num_slots=k_cache.shape[0] * k_cache.shape[2],
                 page_size=k_cache.shape[2],
-                head_bytes=k.shape[2] * size,
+                head_bytes=k.shape[2] * k_cache.element_size(),
                 k_row_stride_bytes=k.stride(0) * size,
                 k_head_stride_bytes=k.stride(1) * size,
                 v_row_stride_bytes=v.stride(0) * size,
                 v_head_stride_bytes=v.stride(1) * size,
+                conversion=0 if k.dtype == k_cache.dtype else CONVERSIONS[k.dtype],
             )
         ),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import apar_ext
 from apar_ext import reference
 
 from .emulator import Device, EmulatorFault, append_kv
@@ -46,6 +47,24 @@ def test_strided_and_unaligned_inputs():
     append_kv(Device(), k.transpose(0, 1).contiguous().transpose(0, 1), fused[:, :, 7:27], k_cache, v_cache, slots)
     assert torch.equal(k_cache.nan_to_num(7), expected[0].nan_to_num(7))
     assert torch.equal(v_cache.nan_to_num(7), expected[1].nan_to_num(7))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("head_dim", "gap"), [(64, 0), (20, 0), (64, 1)])
+def test_8_bit_caches_have_the_bits_of_the_cpu(dtype, head_dim, gap):
+    """In vectors of 16 numbers, and one by one where the head's size or an address allows no more."""
+    k, v, _, _, slots = make_case(5, rows=9, heads=3, pages=2, page_size=8, head_dim=head_dim, dtype=dtype)
+    k = torch.cat([k * 300, torch.full((9, 3, gap), float("nan"), dtype=dtype)], dim=2)[:, :, :head_dim]
+    k[:, 0, :4] = torch.tensor([float("nan"), float("inf"), -1e-3, 2.0**-9])
+    caches = [torch.zeros(2, 3, 8, head_dim, dtype=torch.float8_e4m3fn) for _ in range(2)]
+    expected = [cache.clone() for cache in caches]
+    scales = {"k_scale": torch.tensor([1.0, 0.3, 7.0]), "v_scale": torch.tensor([0.01, 1.0, 3.0])}
+    for options in ({}, scales):
+        launch = append_kv(Device(seed=gap), k, v, *caches, slots, **options)
+        apar_ext.append_kv(k, v, *expected, slots, **options)
+        for cache, right in zip(caches, expected, strict=True):
+            assert torch.equal(cache.view(torch.uint8), right.view(torch.uint8))
+        assert launch.bytes_written["k_cache"] == (slots >= 0).sum() * 3 * head_dim
 
 
 @pytest.mark.parametrize("slot", [-2, 24, 1 << 30])
