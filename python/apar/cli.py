@@ -12,6 +12,7 @@ COMMANDS = {
     "generate": ("apar.commands.generate", "answer prompts with a model"),
     "replay": ("apar.commands.replay", "decode trees of given shapes and report what parallel branches save"),
     "data": ("apar.data.cli", "make paragraph trees from chat data, and look at them"),
+    "train": ("apar.train.cli", "tune a model on paragraph trees, or train a new one"),
     "info": ("apar.commands.info", "version, torch, CPU features, devices"),
 }
 

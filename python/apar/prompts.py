@@ -47,7 +47,7 @@ def _encode(tokenizer: Any, prompt: Any, number: int) -> list[int]:
     elif isinstance(prompt, Sequence) and all(isinstance(part, int) and not isinstance(part, bool) for part in prompt):
         ids = list(prompt)
     elif isinstance(prompt, Sequence) and all(isinstance(part, Mapping) for part in prompt):
-        ids = _tokenize(tokenizer, _apply_chat_template(tokenizer, prompt, number), number, add_special_tokens=False)
+        ids = _tokenize(tokenizer, apply_chat_template(tokenizer, prompt, number), number, add_special_tokens=False)
     else:
         raise TypeError(
             f"prompts: prompt {number} is a {type(prompt).__name__}; expected a text, a list of messages or a list of "
@@ -64,7 +64,7 @@ def _tokenize(tokenizer: Any, text: str, number: int, *, add_special_tokens: boo
     return list(tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"])
 
 
-def _apply_chat_template(tokenizer: Any, messages: Sequence[Message], number: int) -> str:
+def apply_chat_template(tokenizer: Any, messages: Sequence[Message], number: int) -> str:
     if getattr(tokenizer, "chat_template", None) is None:
         raise ValueError(
             f"prompts: prompt {number} is a list of messages, but the tokenizer has no chat template; "

@@ -1,0 +1,27 @@
+"""`apar train`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "train",
+        description="Tune a model on paragraph trees, or train a new one, as a YAML file says (docs/training.md). "
+        "`torchrun --nproc-per-node N -m apar train ...` uses N GPUs.",
+        epilog="example: apar train config.yaml",
+    )
+    parser.set_defaults(command=_train)
+    parser.add_argument("config", metavar="CONFIG.yaml")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of the output folder")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is in the output folder")
+
+
+def _train(options: argparse.Namespace) -> int:
+    from apar.train.config import load_config
+    from apar.train.run import train
+
+    print(train(load_config(options.config), resume=options.resume, overwrite=options.overwrite))
+    return 0

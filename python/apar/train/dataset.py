@@ -1,0 +1,184 @@
+"""Packed trees in memory, the rows of a whole run, and the batch that a step gets."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+
+from apar.train.packing import PackedTree, fill_rows, lay_out, split_tree
+
+WEIGHTINGS = ("token", "branch")
+TOO_LONG = ("split", "drop")
+
+
+@dataclasses.dataclass
+class LengthCounts:
+    """split_trees: longer than a row and cut into several. dropped_trees, dropped_branches: what found no place."""
+
+    trees: int = 0
+    tokens: int = 0
+    split_trees: int = 0
+    dropped_trees: int = 0
+    dropped_branches: int = 0
+
+
+class TreeStore:
+    """Packed trees one behind the other, none longer than a row of ``row_length`` tokens.
+
+    too_long: what happens to longer trees: ``"split"`` (see ``split_tree``) or ``"drop"``.
+    """
+
+    def __init__(self, trees: Iterable[PackedTree], row_length: int, too_long: str = "split") -> None:
+        self.row_length = row_length
+        self.counts = LengthCounts()
+        token_ids: list[np.ndarray] = []
+        branch: list[np.ndarray] = []
+        for tree in trees:
+            for part in self._fitting(tree, too_long):
+                token_ids.append(part.token_ids)
+                branch.append(part.branch)
+        self.lengths = np.array([len(ids) for ids in token_ids], np.int64)
+        self._begin = np.r_[0, np.cumsum(self.lengths)]
+        self._token_ids = np.concatenate([*token_ids, np.empty(0, np.int32)])
+        self._branch = np.concatenate([*branch, np.empty(0, np.int16)])
+        self.counts.trees, self.counts.tokens = len(self.lengths), len(self._token_ids)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, number: int) -> PackedTree:
+        place = slice(self._begin[number], self._begin[number + 1])
+        return PackedTree(self._token_ids[place], self._branch[place])
+
+    def _fitting(self, tree: PackedTree, too_long: str) -> list[PackedTree]:
+        if len(tree) <= self.row_length:
+            return [tree]
+        parts, left_out = split_tree(tree, self.row_length) if too_long == "split" else ([], 0)
+        self.counts.split_trees += bool(parts)
+        self.counts.dropped_trees += not parts
+        self.counts.dropped_branches += left_out if parts else 0
+        return parts
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedRow:
+    """Trees one behind the other, filled up to a fixed length with tokens that see themselves alone.
+
+    token_ids, positions, ends: [row_length] int32. target_places: [m] int32, tokens whose next token is learned;
+    targets [m] int32; weights [m] float32; is_detail [m] bool, whether the target belongs to a branch below the trunk.
+    """
+
+    token_ids: np.ndarray
+    positions: np.ndarray
+    ends: np.ndarray
+    target_places: np.ndarray
+    targets: np.ndarray
+    weights: np.ndarray
+    is_detail: np.ndarray
+
+
+def make_row(
+    trees: Sequence[PackedTree], row_length: int, weighting: str = "token", detail_weight: float = 1.0
+) -> PackedRow:
+    """One row of these trees.
+
+    weighting: ``"token"``, every target counts the same, or ``"branch"``, every branch counts the same, as the mean
+    over rows of one branch each does. detail_weight: factor of the targets below the trunk.
+    """
+    token_ids, ends = np.zeros(row_length, np.int32), np.arange(1, row_length + 1, dtype=np.int32)
+    positions = np.zeros(row_length, np.int32)
+    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
+    begin = 0
+    for tree in trees:
+        layout = lay_out(tree.branch)
+        place = slice(begin, begin + len(tree))
+        token_ids[place], positions[place], ends[place] = tree.token_ids, layout.positions, layout.ends + begin
+        places = np.flatnonzero((layout.next >= 0) & (tree.branch[layout.next] >= 0))
+        following = layout.next[places]
+        branch = tree.branch[following]
+        weights = np.ones(len(places), np.float32)
+        if weighting == "branch":
+            weights /= np.bincount(branch)[branch]
+        weights[branch > 0] *= detail_weight
+        parts.append((places + begin, tree.token_ids[following], weights, branch > 0))
+        begin += len(tree)
+    columns = [np.concatenate(column) for column in zip(*parts, strict=True)] if parts else [np.empty(0)] * 4
+    return PackedRow(
+        token_ids,
+        positions,
+        ends,
+        columns[0].astype(np.int32),
+        columns[1].astype(np.int32),
+        columns[2].astype(np.float32),
+        columns[3].astype(bool),
+    )
+
+
+class RowDataset(torch.utils.data.Dataset):
+    """The rows of a run in the order in which they are learned, all epochs one behind the other.
+
+    Every epoch draws its own order and its own rows from ``seed``, so the n-th row of a run is always the same, which
+    is what makes a resumed run exact.
+    """
+
+    def __init__(
+        self,
+        store: TreeStore,
+        *,
+        num_rows: int | None = None,
+        seed: int = 0,
+        shuffled: bool = True,
+        weighting: str = "token",
+        detail_weight: float = 1.0,
+    ) -> None:
+        self._store = store
+        self._seed = seed
+        self._shuffled = shuffled
+        self._weighting = weighting
+        self._detail_weight = detail_weight
+        self._rows: list[list[int]] = []
+        self.rows_per_epoch: list[int] = []
+        self._add_epoch()
+        while num_rows is not None and len(self._rows) < num_rows:
+            self._add_epoch()
+        if num_rows is not None:
+            del self._rows[num_rows:]
+
+    def _add_epoch(self) -> None:
+        generator = np.random.default_rng([self._seed, len(self.rows_per_epoch) if self._shuffled else 0])
+        rows = fill_rows(self._store.lengths, self._store.row_length, generator)
+        if not rows:
+            raise ValueError("data: there is no tree to learn from")
+        self.rows_per_epoch.append(len(rows))
+        self._rows += rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, number: int) -> PackedRow:
+        trees = [self._store[tree] for tree in self._rows[number]]
+        return make_row(trees, self._store.row_length, self._weighting, self._detail_weight)
+
+
+def collate(rows: Sequence[PackedRow]) -> dict[str, torch.Tensor]:
+    """The batch of B rows of L tokens, one behind the other in one sequence.
+
+    input_ids, position_ids: [1, B * L] int64. ends: [B, L] int32, places within the row. target_places, targets: [N]
+    int64, places in the sequence. weights: [N] float32. is_detail: [N] bool.
+    """
+    length = len(rows[0].token_ids)
+    places = np.concatenate([row.target_places + number * length for number, row in enumerate(rows)]).astype(np.int64)
+    targets = np.concatenate([row.targets for row in rows]).astype(np.int64)
+    batch = {
+        "input_ids": np.concatenate([row.token_ids for row in rows]).astype(np.int64)[None],
+        "position_ids": np.concatenate([row.positions for row in rows]).astype(np.int64)[None],
+        "ends": np.stack([row.ends for row in rows]),
+        "target_places": places,
+        "targets": targets,
+        "weights": np.concatenate([row.weights for row in rows]),
+        "is_detail": np.concatenate([row.is_detail for row in rows]),
+    }
+    return {name: torch.from_numpy(values) for name, values in batch.items()}

@@ -1,0 +1,264 @@
+"""A training run from its configuration to a folder that `apar.load` takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, TrainingArguments
+from transformers.utils import logging
+
+from apar.data import TreeRecord, read_trees
+from apar.train.attention import implementation_for, register
+from apar.train.config import TrainConfig, nearest
+from apar.train.dataset import RowDataset, TreeStore
+from apar.train.encoding import TreeEncoder
+from apar.train.log import RunLog
+from apar.train.model_setup import load_model, load_tokenizer, prepare_for_saving
+from apar.train.saving import WRITE_ERRORS, checkpoints, move_files, whole_folder
+from apar.train.trainer import TreeTrainer
+
+# Its name before transformers 5.2x; both are known for a while.
+_CHECKPOINTING = next(
+    field.name
+    for field in dataclasses.fields(TrainingArguments)
+    if field.name in ("activation_checkpointing", "gradient_checkpointing")
+)
+SUMMARY_FILE = "training.json"
+
+
+def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False) -> Path:
+    """Run a training and return the folder of the model.
+
+    resume: go on from the newest checkpoint in ``config.output``. overwrite: remove what stands in ``config.output``.
+
+    Raises:
+        ValueError: the configuration cannot be followed; nothing has been written.
+        OSError: an input cannot be read, or the model cannot be written at the end (checkpoints stay).
+        FloatingPointError: the loss or the gradient is no number; the data of the step is saved.
+    """
+    output = Path(config.output)
+    arguments = _arguments_beside(config)
+    last = _output_state(output, resume, overwrite)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    register()
+    started_at = time.perf_counter()
+    tokenizer, grammar = load_tokenizer(config)
+    model = load_model(config, tokenizer, grammar)
+    stores, counts = _read_data(config, tokenizer, grammar)
+    rows_per_step = config.rows * config.accumulate * int(os.environ.get("WORLD_SIZE", "1"))
+    steps = config.steps
+    if steps is None:
+        steps = max(1, math.ceil(len(RowDataset(stores["train"], seed=config.seed)) * config.epochs / rows_per_step))
+    rows = RowDataset(
+        stores["train"],
+        num_rows=steps * rows_per_step,
+        seed=config.seed,
+        weighting=config.weighting,
+        detail_weight=config.detail_weight,
+    )
+    heldout = RowDataset(stores["heldout"], shuffled=False) if len(stores["heldout"]) else None
+    arguments = _training_arguments(config, steps, heldout is not None, arguments)
+    implementation = implementation_for(arguments.device) if config.attention == "auto" else config.attention
+    model.set_attn_implementation(implementation)
+    progress = sys.stderr.isatty()
+    if not progress:
+        logging.disable_progress_bar()
+    log = RunLog(output, rows_per_step * config.length, shown=not progress)
+    trainer = TreeTrainer(
+        model,
+        arguments,
+        rows=rows,
+        heldout=heldout,
+        grammar=grammar,
+        tokenizer=tokenizer,
+        implementation=implementation,
+        keep_checkpoints=config.keep_checkpoints,
+        callbacks=[log],
+    )
+    trainer.remove_callback(PrinterCallback)  # the log says the same
+    if trainer.is_world_process_zero():
+        _print_facts(model, counts, stores, rows, steps)
+    trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    _save(trainer, config, output, grammar, tokenizer)
+    if trainer.is_world_process_zero():
+        summary = {
+            "config": dataclasses.asdict(config),
+            "data": counts,
+            "steps": steps,
+            "rows_per_epoch": rows.rows_per_epoch,
+        }
+        summary["seconds"] = round(time.perf_counter() - started_at, 1)
+        summary["save_errors"] = trainer.save_errors
+        (output / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        if not config.keep_checkpoints:
+            for folder in checkpoints(output):
+                shutil.rmtree(folder, ignore_errors=True)
+    return output
+
+
+def _read_data(config: TrainConfig, tokenizer: Any, grammar: Any) -> tuple[dict[str, TreeStore], dict[str, Any]]:
+    heldout: list[TreeRecord] = []
+    for path in config.heldout:
+        for record in read_trees(path):
+            if len(heldout) < config.heldout_limit:
+                heldout.append(record)
+
+    def learned() -> Iterator[TreeRecord]:
+        for path in config.data:
+            for record in read_trees(path):
+                if record.split == "train":
+                    yield record
+                elif len(heldout) < config.heldout_limit:
+                    heldout.append(record)
+
+    stores, counts = {}, {}
+    for split, records in (("train", learned()), ("heldout", heldout)):
+        encoder = TreeEncoder(tokenizer, grammar)
+        stores[split] = TreeStore(encoder.encode(records), config.length, config.too_long)
+        counts[split] = dataclasses.asdict(encoder.counts) | dataclasses.asdict(stores[split].counts)
+    if not len(stores["train"]):
+        raise ValueError(f"data: no tree to learn from in {', '.join(config.data)} ({counts['train']})")
+    return stores, counts
+
+
+def _arguments_beside(config: TrainConfig) -> dict[str, Any]:
+    """What the config says of TrainingArguments by its own name. Raises ValueError for what it cannot say."""
+    known = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
+    ours = set(_arguments_of(config, 1, False))
+    for name in config.trainer:
+        if name not in known:
+            raise ValueError(f"trainer.{name}: unknown key{nearest(name, known)}")
+        if name in ours:
+            raise ValueError(f"trainer.{name}: is set by the keys of the config itself, expected none")
+    if config.lora is not None and config.trainer.get("fsdp"):
+        raise ValueError("lora: cannot be merged from shards, expected no trainer.fsdp")
+    return config.trainer
+
+
+def _arguments_of(config: TrainConfig, steps: int, has_heldout: bool) -> dict[str, Any]:
+    warmup = config.warmup_steps if config.warmup_steps is not None else math.ceil(config.warmup_ratio * steps)
+    schedule, schedule_options = config.schedule, {}
+    if config.min_learning_rate and schedule == "cosine":
+        schedule, schedule_options = "cosine_with_min_lr", {"min_lr": config.min_learning_rate}
+    has_gpu = torch.cuda.is_available()
+    return {
+        "output_dir": config.output,
+        "max_steps": steps,
+        "per_device_train_batch_size": config.rows,
+        "per_device_eval_batch_size": config.rows,
+        "gradient_accumulation_steps": config.accumulate,
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": schedule,
+        "lr_scheduler_kwargs": schedule_options,
+        "warmup_steps": warmup,
+        "weight_decay": config.weight_decay,
+        "adam_beta2": config.beta2,
+        "max_grad_norm": config.max_grad_norm,
+        "optim": config.optimizer,
+        "bf16": config.precision == "bfloat16",
+        "torch_compile": config.compile,
+        **({_CHECKPOINTING: True} if config.activation_checkpointing else {}),
+        "seed": config.seed,
+        "use_cpu": not has_gpu,
+        "dataloader_pin_memory": has_gpu,
+        "logging_strategy": "steps" if config.log_every else "no",
+        "logging_steps": max(1, config.log_every),
+        "logging_nan_inf_filter": False,
+        "eval_strategy": "steps" if config.evaluate_every and has_heldout else "no",
+        "eval_steps": max(1, config.evaluate_every),
+        "save_strategy": "steps" if config.save_every else "no",
+        "save_steps": max(1, config.save_every),
+        "save_total_limit": None,
+        "report_to": "none",
+        "remove_unused_columns": False,
+        "disable_tqdm": not sys.stderr.isatty(),
+    }
+
+
+def _training_arguments(
+    config: TrainConfig, steps: int, has_heldout: bool, beside: dict[str, Any]
+) -> TrainingArguments:
+    try:
+        arguments = TrainingArguments(**_arguments_of(config, steps, has_heldout), **beside)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"config: transformers.TrainingArguments does not take it ({error})") from error
+    arguments._n_gpu = min(1, arguments.n_gpu)  # a batch is one sequence, which DataParallel cannot cut; use torchrun
+    return arguments
+
+
+def _output_state(output: Path, resume: bool, overwrite: bool) -> Path | None:
+    """The checkpoint to go on from. Raises ValueError where the folder holds another run."""
+    if resume and overwrite:
+        raise ValueError("resume, overwrite: expected at most one of them")
+    found = checkpoints(output)
+    if resume:
+        if not found:
+            raise ValueError(f"resume: there is no checkpoint in {output}")
+        return found[-1]
+    if overwrite:
+        if int(os.environ.get("RANK", "0")) == 0:
+            for folder in found:
+                shutil.rmtree(folder)
+        return None
+    if found or (output / "config.json").exists():
+        raise ValueError(f"output: {output} holds a run already; --resume goes on with it, --overwrite replaces it")
+    return None
+
+
+def _save(trainer: TreeTrainer, config: TrainConfig, output: Path, grammar: Any, tokenizer: Any) -> None:
+    """The model beside its checkpoints; the files are moved there when all of them are written."""
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+    if config.lora is not None:
+        model = model.merge_and_unload()
+    prepare_for_saving(model, grammar, tokenizer)
+    state = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else model.state_dict()
+    if not trainer.is_world_process_zero():
+        return
+    dtype = getattr(torch, config.save_precision)
+    state = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
+    try:
+        with whole_folder(output / "model") as unfinished:
+            model.save_pretrained(unfinished, state_dict=state)
+            tokenizer.save_pretrained(unfinished)
+            saved = json.loads((unfinished / "config.json").read_text(encoding="utf-8"))
+            saved["dtype"] = config.save_precision
+            (unfinished / "config.json").write_text(json.dumps(saved, indent=2) + "\n", encoding="utf-8")
+        move_files(output / "model", output)
+        (output / "model").rmdir()
+    except WRITE_ERRORS as error:
+        found = checkpoints(output)
+        stays = f"the last checkpoint is {found[-1]}" if found else "there is no checkpoint (see save_every)"
+        raise OSError(f"{output}: the model could not be written ({error}); {stays}") from error
+
+
+def _print_facts(
+    model: Any, counts: dict[str, Any], stores: dict[str, TreeStore], rows: RowDataset, steps: int
+) -> None:
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    found = counts["train"]
+    print(
+        f"{parameters / 1e6:.1f}M parameters; {found['trees']:,} trees, {found['forks']:,} forks, "
+        f"{found['tokens']:,} tokens, {counts['heldout']['trees']:,} trees held out; "
+        f"{rows.rows_per_epoch[0]:,} rows in an epoch, {steps:,} steps",
+        file=sys.stderr,
+    )
+    for name, what in (
+        ("unusable", "records could not be encoded"),
+        ("changed_texts", "answers are changed by the tokenizer"),
+        ("split_trees", "trees were longer than a row and were split"),
+        ("dropped_trees", "trees were longer than a row and were dropped"),
+        ("dropped_branches", "branches were longer than a row and were dropped"),
+    ):
+        if found[name]:
+            print(f"{found[name]:,} {what}", file=sys.stderr)

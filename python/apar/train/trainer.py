@@ -1,0 +1,184 @@
+"""transformers.Trainer for packed trees: their loss, their evaluation, checkpoints that are whole or not there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainingArguments
+
+from apar.grammar import Grammar
+from apar.train.dataset import RowDataset, collate
+from apar.train.loss import HeldoutSums, target_logits, target_losses
+from apar.train.saving import WRITE_ERRORS, checkpoints, whole_folder
+
+
+class TreeTrainer(Trainer):
+    """Trains on rows of packed trees.
+
+    The loss of a step is the weighted mean over all targets of all its micro-batches and devices. A checkpoint that
+    cannot be written (a full disk) is reported and left out, training goes on, and the checkpoints there are stay. A
+    loss or a gradient that is no number ends the run, with the step's data saved in ``output_dir``.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        args: TrainingArguments,
+        *,
+        rows: RowDataset,
+        heldout: RowDataset | None,
+        grammar: Grammar,
+        tokenizer: Any,
+        implementation: str,
+        keep_checkpoints: int,
+        callbacks: Sequence[Any] = (),
+    ) -> None:
+        super().__init__(
+            model,
+            args,
+            data_collator=collate,
+            train_dataset=rows,
+            eval_dataset=heldout,
+            callbacks=list(callbacks),
+        )
+        self.model_accepts_loss_kwargs = True  # the loss is divided by the sum of weights, not by Trainer
+        self.tokenizer = tokenizer
+        self._grammar = grammar
+        self._implementation = implementation
+        self._keep_checkpoints = keep_checkpoints
+        self._attention_dtype = torch.bfloat16 if args.bf16 else next(model.parameters()).dtype
+        self._batches_of_step: tuple[int, list[dict[str, torch.Tensor]]] = (-1, [])
+        self._saving_to: Path | None = None
+        self.save_errors: list[str] = []
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The batch's part of the step's loss. num_items_in_batch: the sum of all weights of the step."""
+        self._remember(inputs)
+        logits = target_logits(model, inputs, self._implementation, self._attention_dtype)
+        weights = inputs["weights"]
+        losses = target_losses(logits, inputs["targets"])
+        total = weights.sum() if num_items_in_batch is None else num_items_in_batch
+        loss = (losses * weights).sum() / total.clamp(min=1e-8)
+        if not torch.isfinite(loss):
+            self._stop_at_no_number("loss", float(loss))
+        # Gradients of the devices are averaged, their losses were divided by the weights of all.
+        return loss * self.accelerator.num_processes
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Losses of trunk and details, precision and recall of forks, on the held-out rows."""
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in self._heldout_metrics().items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    @torch.no_grad()
+    def _heldout_metrics(self) -> dict[str, float]:
+        if self.eval_dataset is None:
+            return {}
+        model = self.model_wrapped
+        model.eval()
+        sums = HeldoutSums()
+        processes, process = self.accelerator.num_processes, self.accelerator.process_index
+        per_device = self.args.per_device_eval_batch_size
+        for begin in range(0, len(self.eval_dataset), per_device * processes):
+            own = range(begin + process * per_device, min(begin + (process + 1) * per_device, len(self.eval_dataset)))
+            # Devices have to take part in every pass even where nothing is left for them.
+            batch = self._prepare_inputs(collate([self.eval_dataset[row] for row in own or range(1)]))
+            with self.compute_loss_context_manager():
+                logits = target_logits(model, batch, self._implementation, self._attention_dtype)
+            if own:
+                sums.add(batch, logits, self._grammar)
+        model.train()
+        total = self.accelerator.reduce(sums.to_tensor(self.args.device), reduction="sum")
+        return HeldoutSums(*total.tolist()).metrics()
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler:
+        return torch.utils.data.SequentialSampler(self.train_dataset)  # the rows are in their order already
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
+        if not batch_samples:
+            return None
+        total = torch.stack([batch["weights"].sum() for batch in batch_samples]).sum().to(device)
+        return self.accelerator.gather(total).sum() if self.accelerator.num_processes > 1 else total
+
+    # Checkpoints
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return super()._get_output_dir(trial) if self._saving_to is None else str(self._saving_to)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        try:
+            if self.args.should_save:
+                with whole_folder(folder) as unfinished:
+                    self._save_into(unfinished, model, trial)
+            else:
+                self._save_into(folder.with_name(f".{folder.name}.unfinished"), model, trial)
+        except WRITE_ERRORS as error:
+            message = (
+                f"step {self.state.global_step}: the checkpoint could not be written ({error}); the last one stays"
+            )
+            self.save_errors.append(message)
+            self.log({"save_error": message})
+            return
+        if self.args.should_save and self._keep_checkpoints:
+            for old in checkpoints(folder.parent)[: -self._keep_checkpoints]:
+                shutil.rmtree(old, ignore_errors=True)
+
+    def _save_into(self, unfinished: Path, model: Any, trial: Any) -> None:
+        """Let Trainer write its folder into ``unfinished``, and lift the files out of that folder."""
+        self._saving_to = unfinished
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._saving_to = None
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            inner = unfinished / f"checkpoint-{self.state.global_step}"
+            for path in inner.iterdir():
+                path.rename(unfinished / path.name)
+            inner.rmdir()
+
+    # Numbers that are none
+
+    def _remember(self, inputs: dict[str, torch.Tensor]) -> None:
+        if self.model.training:
+            step, batches = self._batches_of_step
+            batches = batches if step == self.state.global_step else []
+            self._batches_of_step = (self.state.global_step, [*batches, inputs])
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if norm is not None and not torch.isfinite(torch.as_tensor(norm)).all():
+            self._stop_at_no_number("norm of the gradient", float(norm))
+        return norm
+
+    def _stop_at_no_number(self, what: str, value: float) -> None:
+        step, batches = self.state.global_step, self._batches_of_step[1]
+        folder = Path(self.args.output_dir) / f"not-a-number-step-{step}"
+        folder.mkdir(parents=True, exist_ok=True)
+        suffix = f"-{self.accelerator.process_index}" if self.accelerator.num_processes > 1 else ""
+        torch.save(
+            [{name: value.cpu() for name, value in batch.items()} for batch in batches], folder / f"batches{suffix}.pt"
+        )
+        texts = [
+            self.tokenizer.decode(ids) for batch in batches for ids in batch["input_ids"].view(batch["ends"].shape)
+        ]
+        (folder / f"rows{suffix}.json").write_text(json.dumps(texts, ensure_ascii=False, indent=1), encoding="utf-8")
+        raise FloatingPointError(
+            f"step {step}: the {what} is {value}, expected a number; the step's data is in {folder}, and the last "
+            "checkpoint is from before. A lower learning_rate or max_grad_norm may help"
+        )
