@@ -57,15 +57,11 @@ inline DeviceLimits device_limits() {
   return limits;
 }
 
-// How many blocks of this kernel one multiprocessor of the current device holds; allows the kernel its shared memory.
+// Allows the kernel its shared memory, on the current device.
 template <typename Params>
-int resident_blocks(void (*kernel)(Params), int threads, int shared_bytes) {
-  int blocks = 0;
+void allow_shared_bytes(void (*kernel)(Params), int shared_bytes) {
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
              "cudaFuncSetAttribute");
-  check_cuda(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes),
-             "cudaOccupancyMaxActiveBlocksPerMultiprocessor");
-  return blocks;
 }
 
 template <typename Params>

@@ -78,7 +78,7 @@ std::tuple<Tensor, Tensor> tree_attention_cuda(const Tensor& q, const Tensor& k_
   Tensor lse = return_lse ? torch::stable::new_empty(q, {sizes.rows, sizes.num_q_heads}, ScalarType::Float)
                           : torch::stable::new_empty(q, {0}, ScalarType::Float);
   Tensor partials = torch::stable::new_empty(
-      q, {input.max_partials, sizes.num_kv_heads, input.packed_rows * (sizes.head_dim + 2)}, ScalarType::Float);
+      q, {input.max_partials, sizes.num_kv_heads, kStripRows * (sizes.head_dim + 2)}, ScalarType::Float);
   Tensor segments_used = torch::stable::new_empty(
       q, {max_work_items(sizes.rows, group_size, input), kMaxParts, sizes.num_kv_heads}, ScalarType::Int);
   std::optional<Tensor> sink_values;

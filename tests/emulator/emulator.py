@@ -58,15 +58,15 @@ class PlanInput(_Struct):
 
 
 class WorkInput(_Struct):
-    _fields_ = _fields("i:packed_rows i:target_items i:max_partials")
+    _fields_ = _fields("i:packed_rows i:target_items i:max_partials i:batch_invariant")
 
 
 class TreeAttentionCall(_Struct):
     _fields_ = [
         *_fields(
-            "p:q p:k_cache p:v_cache p:out p:lse p:sinks p:page_table p:work_header p:row_ranges p:row_begin p:items "
-            "p:arrivals p:partials p:segments_used q:q_row_stride q:q_head_stride q:num_pages i:num_rows "
-            "i:num_kv_heads i:group_size i:head_dim i:page_size i:max_pages f:scale f:softcap p:work"
+            "p:q p:k_cache p:v_cache p:out p:lse p:sinks p:page_table p:work_header p:bin_begin p:row_ranges "
+            "p:row_begin p:items p:arrivals p:partials p:segments_used q:q_row_stride q:q_head_stride q:num_pages "
+            "i:num_rows i:num_kv_heads i:group_size i:head_dim i:page_size i:max_pages f:scale f:softcap p:work"
         ),
         ("input", WorkInput),
         ("element", ctypes.c_int32),
@@ -258,14 +258,16 @@ def tree_attention(
     packed_rows: int | None = None,
     target_items: int = 1,
     max_partials: int = 0,
+    batch_invariant: bool = True,
     launches: int = 1,
 ) -> Attention:
     """As apar_ext.reference.tree_attention; outputs and work space start as NaN.
 
     Args:
-        packed_rows: 16, 32 or 64; default: what the operator would choose.
-        target_items: items wished for: long items are cut.
-        max_partials: room for partial results.
+        packed_rows: 32, 64 or 128, the most of an item; default: what the operator would choose.
+        target_items: bins that items are dealt out to: long ones are cut.
+        max_partials: room for partial results, in strips of 16 packed rows.
+        batch_invariant: without, items of a cut strand leave one result each.
         launches: how often to run; work space is left as the launch before left it.
     """
     num_rows, num_heads, head_dim = q.shape
@@ -273,8 +275,13 @@ def tree_attention(
     group = num_heads // num_kv_heads
     if packed_rows is None:
         packed = num_rows * group
-        packed_rows = 16 if packed <= 16 else 32 if packed <= 32 else 64
-    work_input = WorkInput(packed_rows=packed_rows, target_items=target_items, max_partials=max_partials)
+        packed_rows = 32 if packed <= 32 else 64 if packed <= 64 else 128
+    work_input = WorkInput(
+        packed_rows=packed_rows,
+        target_items=target_items,
+        max_partials=max_partials,
+        batch_invariant=int(batch_invariant),
+    )
     num_ranges = range_stream.numel()
     sizes = (_int64(num_rows), _int64(num_ranges))
     schedule = torch.full((device.library.plan_ints(*sizes),), -77, dtype=torch.int32)
@@ -307,8 +314,8 @@ def tree_attention(
     out = torch.full((num_rows, num_heads, head_dim), float("nan"), dtype=q.dtype)
     lse = torch.full((num_rows, num_heads), float("nan"), dtype=torch.float32)
     max_items = device.library.work_items(_int64(num_rows), _int64(group), ctypes.byref(work_input))
-    partials = torch.full((max_partials, num_kv_heads, packed_rows * (head_dim + 2)), float("nan"))
-    segments_used = torch.full((max_items, 4, num_kv_heads), -(1 << 30), dtype=torch.int32)
+    partials = torch.full((max_partials, num_kv_heads, 16 * (head_dim + 2)), float("nan"))
+    segments_used = torch.full((max_items, 8, num_kv_heads), -(1 << 30), dtype=torch.int32)
     address = device.tensor
     call = TreeAttentionCall(
         q=address("q", q),
@@ -319,6 +326,7 @@ def tree_attention(
         sinks=address("sinks", sinks),
         page_table=address("page_table", page_table),
         work_header=None,
+        bin_begin=None,
         row_ranges=None,
         row_begin=None,
         items=None,

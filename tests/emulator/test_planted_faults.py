@@ -10,8 +10,8 @@ from .emulator import Device, EmulatorFault, tree_attention
 
 # Of all kinds: cut items, several items per block of threads, strips of one and of several warps.
 CONFIGURATIONS = {
-    "16": dict(packed_rows=16, target_items=6, max_partials=64),
-    "64": dict(packed_rows=64, target_items=6, max_partials=64),
+    "32": dict(packed_rows=32, target_items=6, max_partials=64),
+    "128": dict(packed_rows=128, target_items=6, max_partials=64),
 }
 
 
@@ -45,9 +45,9 @@ def test_every_barrier_and_wait_is_needed(configuration):
 @pytest.mark.parametrize("by", [-1, 1])
 def test_wrong_pages_are_found(by):
     case = make_case()
-    right = run(case, "16")
+    right = run(case, "32")
     try:
-        wrong = run(case, "16", shift=("page_table", by))
+        wrong = run(case, "32", shift=("page_table", by))
     except EmulatorFault as fault:
         assert "k_cache" in str(fault) or "v_cache" in str(fault)  # noqa: PT017
     else:
@@ -58,4 +58,4 @@ def test_wrong_pages_are_found(by):
 def test_loads_beyond_a_tensor_are_found(tensor):
     case = make_case()
     with pytest.raises(EmulatorFault, match=r"of (k_cache|v_cache|q|work|page_table|no tensor)"):
-        run(case, "16", shift=(tensor, 1 << 20))
+        run(case, "32", shift=(tensor, 1 << 20))

@@ -32,10 +32,10 @@ def test_trees(head_dim, dtype):
 
 
 @pytest.mark.parametrize("page_size", [8, 16, 32, 64, 128])
-@pytest.mark.parametrize("packed_rows", [16, 32, 64])
+@pytest.mark.parametrize("packed_rows", [32, 64, 128])
 def test_page_sizes_and_classes(page_size, packed_rows):
     rows = [*cases.tree(page_size, trunk=150), [(0, 70, 75)], []]
-    case = cases.make_case(rows, page_size=page_size, dtype=HALVES[packed_rows // 16 % 2])
+    case = cases.make_case(rows, page_size=page_size, dtype=HALVES[packed_rows // 32 % 2])
     result = run(case, packed_rows=packed_rows)
     cases.assert_right(case, result.out, result.lse)
 
@@ -71,7 +71,7 @@ def test_any_set_of_ranges(seed):
     )
     whole = run(case, seed=seed, **options)
     cases.assert_right(case, whole.out, whole.lse, **options)
-    cut = run(case, seed=seed + 1, packed_rows=rng.choice([16, 32, 64]), **SPLIT, **options)
+    cut = run(case, seed=seed + 1, packed_rows=rng.choice([32, 64, 128]), **SPLIT, **options)
     assert_same_bits(whole.out, cut.out)
     assert_same_bits(whole.lse, cut.lse)
 
@@ -177,7 +177,7 @@ def test_every_visible_entry_is_read_once(seed, options):
 
 
 @pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 256])
-@pytest.mark.parametrize("packed_rows", [16, 32, 64])
+@pytest.mark.parametrize("packed_rows", [32, 64, 128])
 def test_matrix_loads_have_no_bank_conflicts(head_dim, packed_rows):
     case = cases.make_case(cases.tree(1, streams=3), head_dim=head_dim)
     counters = run(case, packed_rows=packed_rows).launch.counters
@@ -191,7 +191,7 @@ def test_smaller_cards_do_items_in_parts(shared_kilobytes, options):
     """sm_80 has 163 KB per block, sm_86, sm_89 and sm_120 have 99."""
     case = cases.make_case(cases.tree(2, streams=11, trunk=600), num_heads=10, head_dim=128)
     large = run(case)
-    small = run(case, packed_rows=64, shared_bytes=shared_kilobytes * 1024, **options)
+    small = run(case, packed_rows=128, shared_bytes=shared_kilobytes * 1024, **options)
     assert small.launch.counters.largest_shared_bytes <= shared_kilobytes * 1024
     cases.assert_right(case, small.out, small.lse)
     assert_same_bits(small.out, large.out)

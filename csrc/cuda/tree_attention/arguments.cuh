@@ -16,6 +16,6 @@ struct TreeAttentionArguments {
 
 // T: Half or BFloat16.
 template <typename T, int kHeadDim>
-void launch_tree_attention(const TreeAttentionArguments& arguments, int packed_rows, int64_t max_items, void* stream);
+void launch_tree_attention(const TreeAttentionArguments& arguments, int packed_rows, int bins, void* stream);
 
 }  // namespace apar::cuda

@@ -16,17 +16,21 @@
 
 namespace apar::cuda {
 
-// Where the partial results of one (partial, part, head) lie: outputs [rows, D], maxima [rows], sums [rows].
+// Where the partial results of one strip of 16 packed rows and one head lie: outputs [16, D], maxima [16], sums [16].
 template <typename Traits>
 struct PartialResult {
-  static constexpr int64_t kFloats = static_cast<int64_t>(Traits::kRows) * (Traits::kHeadDim + 2);
+  static constexpr int64_t kFloats = static_cast<int64_t>(kStripRows) * (Traits::kHeadDim + 2);
   float* base;
-  APAR_DEVICE PartialResult(const TreeAttentionParams& params, int units, int partial, int unit)
-      : base(params.partials + (static_cast<int64_t>(partial) * units + unit) * kFloats) {}
-  APAR_DEVICE float* output(int packed, int column) const { return base + packed * Traits::kHeadDim + column; }
-  APAR_DEVICE float* maximum(int packed) const { return base + Traits::kRows * Traits::kHeadDim + packed; }
-  APAR_DEVICE float* sum(int packed) const { return maximum(packed) + Traits::kRows; }
+  APAR_DEVICE PartialResult(const TreeAttentionParams& params, int strip, int head)
+      : base(params.partials + (static_cast<int64_t>(strip) * params.num_kv_heads + head) * kFloats) {}
+  APAR_DEVICE float* output(int row, int column) const { return base + row * Traits::kHeadDim + column; }
+  APAR_DEVICE float* maximum(int row) const { return base + kStripRows * Traits::kHeadDim + row; }
+  APAR_DEVICE float* sum(int row) const { return maximum(row) + kStripRows; }
 };
+// Strips of an item's partial result.
+APAR_DEVICE int strips_of(const WorkItem* item) {
+  return (load_constant(&item->num_packed) + kStripRows - 1) / kStripRows;
+}
 
 // Element offset of a packed row's output, and its index into lse.
 struct OutputPlace {
@@ -258,7 +262,7 @@ class Fold {
     unit_ = load_shared(&block->unit);
     const WorkItem* item = &block->item;
     index_ = load_shared(&item->index);
-    leaves_segments_ = load_shared(&item->merge) >= 0 && index_ != load_shared(&item->merge_begin);
+    leaves_segments_ = load_shared(&item->leaves_segments) != 0;
     const int first_packed = load_shared(&item->first_packed), num_packed = load_shared(&item->num_packed);
     const int first_row = first_packed / params_.group_size;
 #pragma unroll
@@ -341,15 +345,17 @@ class Fold {
   // ---- partial results
 
   APAR_DEVICE void write_partial(const SoftmaxState (&states)[2], const float (&outputs)[Traits::kUnitsPerWarp][2][4]) {
-    const int first = load_constant(&params_.items[index_].partial);
-    const PartialResult<Traits> partial(params_, units_, first + partials_written_++, unit_);
+    const WorkItem* item = params_.items + index_;
+    const int before = partials_written_++ * strips_of(item) + skipped() / kStripRows;
+    const PartialResult<Traits> partial(params_, load_constant(&item->partial) + before + strip_, head());
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int packed = packed_of(half);
+      const int packed = half * 8 + lane_ / 4;
       if (row_[half] < 0) continue;
 #pragma unroll
       for (int unit = 0; unit < Traits::kUnitsPerWarp; ++unit) {
-        if (!has_unit(unit)) continue;
+        // What saw nothing is not read either.
+        if (!has_unit(unit) || !folds(states[half])) continue;
 #pragma unroll
         for (int tile = 0; tile < 2; ++tile) {
           store_global(reinterpret_cast<Pair*>(partial.output(packed, column_of(unit, tile))),
@@ -394,19 +400,21 @@ class Fold {
     SoftmaxState state = empty_state();
     float outputs[kColumns] = {};
     for (int index = begin; index < end; ++index) {
-      const int first = load_constant(&params_.items[index].partial);
+      const WorkItem* item = params_.items + index;
+      const int first = load_constant(&item->partial) + (skipped() + packed) / kStripRows, strips = strips_of(item);
       const int used = load_from_other_block(params_.segments_used + static_cast<int64_t>(index) * units_ + unit_);
       for (int i = 0; i < used; ++i) {
-        const PartialResult<Traits> partial(params_, units_, first + i, unit_);
-        const SoftmaxState next{load_from_other_block(partial.maximum(packed)),
-                                load_from_other_block(partial.sum(packed))};
+        const PartialResult<Traits> partial(params_, first + i * strips, head());
+        const SoftmaxState next{load_from_other_block(partial.maximum(packed % kStripRows)),
+                                load_from_other_block(partial.sum(packed % kStripRows))};
         if (!folds(next)) continue;
         const FoldFactors factors = fold(state, next);
 #pragma unroll
         for (int c = 0; c < kColumns; ++c) {
           const int column = c * kWarpSize + lane_;
           if (column >= Traits::kHeadDim) continue;
-          outputs[c] = fold_output(outputs[c], load_from_other_block(partial.output(packed, column)), factors);
+          outputs[c] =
+              fold_output(outputs[c], load_from_other_block(partial.output(packed % kStripRows, column)), factors);
         }
       }
     }

@@ -19,13 +19,14 @@ struct TreeAttentionParams {
 
   const int32_t* page_table;  // [S, max_pages]
   const WorkHeader* work;     // the work list (core/work.h) and its sections
+  const int32_t* bin_begin;
   const RowRange* row_ranges;
   const int32_t* row_begin;
   const WorkItem* items;
-  int32_t* arrivals;  // [max_partials, parts, Hkv], zero before and after every launch
+  int32_t* arrivals;  // [target_items, parts, Hkv], zero before and after every launch
 
-  // Parts: see arguments.cuh. Of one part and head: outputs, then maxima, then sums.
-  float* partials;         // [max_partials, parts, Hkv, packed_rows / parts * (D + 2)]
+  // Parts: see arguments.cuh. Of one strip of 16 packed rows and head: outputs, then maxima, then sums.
+  float* partials;         // [max_partials, Hkv, 16 * (D + 2)]
   int32_t* segments_used;  // [max items, parts, Hkv]
 
   int64_t q_row_stride;

@@ -47,7 +47,7 @@ class PlainAttention {
  private:
   APAR_DEVICE void add_range(const RowRange& range) {
     const int begin = range.begin, end = range.end;
-    const int32_t* pages = params_.page_table + static_cast<int64_t>(range.stream) * params_.max_pages;
+    const int32_t* pages = params_.page_table + static_cast<int64_t>(range.stream / 2) * params_.max_pages;
     for (int position = begin / kBlockEntries * kBlockEntries; position < end; position += kBlockEntries) {
       if (position == segment_begin(position)) fold_segment();
       add_block(pages, position, position > begin ? position : begin,

@@ -27,10 +27,13 @@ class Scheduler {
       : params_(params),
         stages_(stages),
         units_(parts * params.num_kv_heads),
+        unit_(block_index() % units_),
         lane_(lane_index()),
-        work_(block_index()),
-        num_work_(load_constant(&params.work->num_items) * units_),
-        page_shift_(31 - count_leading_zeros(params.page_size)) {}
+        page_shift_(31 - count_leading_zeros(params.page_size)) {
+    const int bin = block_index() / units_;
+    next_item_ = load_constant(params.bin_begin + bin);
+    end_item_ = load_constant(params.bin_begin + bin + 1);
+  }
 
   // The block with number `n` of this block of threads.
   APAR_DEVICE void prepare(int n) {
@@ -39,7 +42,7 @@ class Scheduler {
     for (;;) {
       if (!in_item_) {
         if (started) return;  // an item without entries: its rows get empty results
-        if (work_ >= num_work_) {
+        if (next_item_ >= end_item_) {
           flags_ = kEndOfWork | kFirstOfItem | kFirstOfSegment;
           return;
         }
@@ -115,9 +118,7 @@ class Scheduler {
 
   // False: the part has no rows.
   APAR_DEVICE bool start_item() {
-    const int index = work_ / units_;
-    unit_ = work_ % units_;
-    work_ += grid_size();
+    const int index = next_item_++;
     const int skipped = unit_ / params_.num_kv_heads * kRows;
     item_int_ =
         lane_ < kWorkItemInts ? load_constant(reinterpret_cast<const int32_t*>(params_.items + index) + lane_) : 0;
@@ -185,7 +186,7 @@ class Scheduler {
           fetch_range(i);
         }
       }
-      stream_ = reduce_max(stream);
+      stream_ = reduce_max(stream) / 2;
       position_ = walk == begin_walk_ ? begin_entry_ : 0;
       limit_ = walk == end_walk_ ? end_entry_ : kNone;
     }
@@ -194,15 +195,15 @@ class Scheduler {
   const TreeAttentionParams& params_;
   const int stages_;
   const int units_;  // parts x KV heads
+  const int unit_;
   const int lane_;
-  int work_;
-  const int num_work_;
   const int page_shift_;
+  int next_item_, end_item_;  // of the bin
 
   // the item
   bool in_item_ = false;
   int num_started_ = 0, first_block_ = 0;
-  int unit_ = 0, item_int_ = 0;
+  int item_int_ = 0;
   int begin_walk_ = 0, begin_entry_ = 0, end_walk_ = 0, end_entry_ = 0;
   // the walk entry
   int walk_ = -1, stream_ = 0, position_ = 0, limit_ = kNone;

@@ -13,18 +13,18 @@ namespace {
 [[noreturn]] void fail(const std::string& text) { throw std::invalid_argument("tree_attention: " + text); }
 
 template <typename T>
-void launch_head_dim(const TreeAttentionArguments& arguments, int packed_rows, int64_t max_items, void* stream) {
+void launch_head_dim(const TreeAttentionArguments& arguments, int packed_rows, int bins, void* stream) {
   switch (arguments.params.head_dim) {
     case 64:
-      return launch_tree_attention<T, 64>(arguments, packed_rows, max_items, stream);
+      return launch_tree_attention<T, 64>(arguments, packed_rows, bins, stream);
     case 80:
-      return launch_tree_attention<T, 80>(arguments, packed_rows, max_items, stream);
+      return launch_tree_attention<T, 80>(arguments, packed_rows, bins, stream);
     case 96:
-      return launch_tree_attention<T, 96>(arguments, packed_rows, max_items, stream);
+      return launch_tree_attention<T, 96>(arguments, packed_rows, bins, stream);
     case 128:
-      return launch_tree_attention<T, 128>(arguments, packed_rows, max_items, stream);
+      return launch_tree_attention<T, 128>(arguments, packed_rows, bins, stream);
     case 256:
-      return launch_tree_attention<T, 256>(arguments, packed_rows, max_items, stream);
+      return launch_tree_attention<T, 256>(arguments, packed_rows, bins, stream);
     default:
       fail("q has head_dim " + std::to_string(arguments.params.head_dim) +
            ", expected one of 64, 80, 96, 128, 256 on a CUDA device");
@@ -61,20 +61,21 @@ void tree_attention(TreeAttentionParams params, Element element, int32_t* work, 
   }
   const WorkLayout layout = work_layout(params.num_rows, params.num_kv_heads, params.group_size, input);
   params.work = reinterpret_cast<const WorkHeader*>(work);
+  params.bin_begin = work + layout.bin_begin;
   params.row_begin = work + layout.row_begin;
   params.arrivals = work + layout.arrivals;
   params.items = reinterpret_cast<const WorkItem*>(work + layout.items);
   params.row_ranges = reinterpret_cast<const RowRange*>(work + layout.row_ranges);
   const int packed_rows = input.packed_rows;
-  const int64_t max_items = max_work_items(params.num_rows, params.group_size, input);
+  const int bins = input.target_items;
   const TreeAttentionArguments arguments{params, make_score_scale(params.scale, params.softcap), 0, 1};
   switch (element) {
     case Element::kFloat32:
       return launch_plain(arguments, stream);
     case Element::kFloat16:
-      return launch_head_dim<Half>(arguments, packed_rows, max_items, stream);
+      return launch_head_dim<Half>(arguments, packed_rows, bins, stream);
     case Element::kBFloat16:
-      return launch_head_dim<BFloat16>(arguments, packed_rows, max_items, stream);
+      return launch_head_dim<BFloat16>(arguments, packed_rows, bins, stream);
   }
 }
 
