@@ -1,6 +1,6 @@
-// tree_attention for 16-bit numbers: a persistent grid over work items x KV heads (core/work.h).
+// tree_attention for 16-bit numbers: a grid of bins of work items x KV heads (core/work.h).
 //
-// A block of threads takes the items block_index(), + grid_size(), ... and treats all of them as one stream of steps. A
+// A block of threads takes the items of a bin and treats all of them as one stream of steps. A
 // step brings 64 entries of keys and values to shared memory, some steps before they are used, and folds them into the
 // outputs of an item's packed rows (fold.cuh). One warp more decides what the steps are (scheduler.cuh).
 #pragma once
