@@ -141,6 +141,8 @@ def _paged_attention(
         scale=scaling,
         softcap=softcap or 0.0,
         sinks=sinks,
+        k_scale=layer.k_scale,
+        v_scale=layer.v_scale,
     )
     return output.view(batch_size, length, num_heads, head_dim)
 

@@ -28,6 +28,7 @@ import apar_ext
 ATTENTION_NAME = "apar"
 PAGE_SIZES = (8, 16, 32, 64, 128)
 DEFAULT_PAGE_SIZE = 16
+KV_DTYPES = {"fp8": torch.float8_e4m3fn}  # what a cache may hold besides the model's own dtype
 # The length that a PagedCache reports: no length at all, by which the mask function knows that no mask is wanted.
 # A plain number, since older torch.compile cannot trace a type of its own; impossible, so that any other use fails.
 PAGED_LENGTH = -1
@@ -61,16 +62,21 @@ class PagedCache(Cache):
     what it is given: dtype, device and, under tensor parallelism, the local number of KV heads. Pages are not cleared,
     an entry means something only after a step has written it.
 
+    With ``kv_dtype="fp8"`` a layer keeps numbers of 8 bits (float8_e4m3fn), half the memory of 16-bit ones, and has
+    ``k_scale`` and ``v_scale``: None, which is 1, or [Hkv] float32 tensors to be set before anything is written. Keys
+    and values beyond 448 times the scale are cut off.
+
     Args:
         config: the model's configuration.
         num_pages: pages per layer; one page id means the same page in every layer.
         page_size: entries per page, a power of two from 8 to 128.
+        kv_dtype: None, the dtype of the keys and values that are written, or ``"fp8"``.
         tensor_parallel_size: number of devices that the heads are spread over.
 
     Raises:
         UnsupportedModelError: the model keeps a state that is no list of keys and values (state-space and other linear
             layers), is an encoder-decoder, or attends in chunks.
-        ValueError: num_pages or page_size out of range.
+        ValueError: num_pages, page_size or kv_dtype is not as above.
     """
 
     def __init__(
@@ -79,12 +85,14 @@ class PagedCache(Cache):
         num_pages: int,
         page_size: int = DEFAULT_PAGE_SIZE,
         *,
+        kv_dtype: str | None = None,
         tensor_parallel_size: int = 1,
     ) -> None:
         if num_pages < 1:
             raise ValueError(f"PagedCache: num_pages is {num_pages}, expected at least 1")
         if page_size not in PAGE_SIZES:
             raise ValueError(f"PagedCache: page_size is {page_size}, expected one of {', '.join(map(str, PAGE_SIZES))}")
+        check_kv_dtype(kv_dtype)
         layer_windows = attention_windows(config)
         self.config = config.get_text_config(decoder=True)
         self.num_pages = num_pages
@@ -100,14 +108,27 @@ class PagedCache(Cache):
         self.windows = tuple(sorted({window for window in layer_windows if window is not None}))
         # Layers share this and not the cache itself: a cycle would keep the pages until the garbage collector runs.
         self._current = _CurrentStep()
-        super().__init__(layers=[PagedLayer(self._current, num_pages, page_size, window) for window in layer_windows])
+        super().__init__(
+            layers=[
+                PagedLayer(self._current, num_pages, page_size, window, KV_DTYPES.get(kv_dtype))
+                for window in layer_windows
+            ]
+        )
         self._is_sliding = [layer.is_sliding for layer in self.layers]
         self._all_false = [False] * len(self.layers)
 
     @classmethod
-    def for_model(cls, model: PreTrainedModel, num_pages: int, page_size: int = DEFAULT_PAGE_SIZE) -> PagedCache:
+    def for_model(
+        cls,
+        model: PreTrainedModel,
+        num_pages: int,
+        page_size: int = DEFAULT_PAGE_SIZE,
+        *,
+        kv_dtype: str | None = None,
+    ) -> PagedCache:
         """A cache for ``model`` with ``attn_implementation="apar"``, tensor parallel or not."""
-        return cls(model.config, num_pages, page_size, tensor_parallel_size=getattr(model, "_tp_size", None) or 1)
+        tensor_parallel_size = getattr(model, "_tp_size", None) or 1
+        return cls(model.config, num_pages, page_size, kv_dtype=kv_dtype, tensor_parallel_size=tensor_parallel_size)
 
     @property
     def step(self) -> Step | None:
@@ -221,13 +242,23 @@ class PagedLayer(CacheLayerMixin):
 
     supports_early_init = False
 
-    def __init__(self, current: _CurrentStep, num_pages: int, page_size: int, window: int | None) -> None:
+    def __init__(
+        self,
+        current: _CurrentStep,
+        num_pages: int,
+        page_size: int,
+        window: int | None,
+        kv_dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         self._current = current
         self.num_pages = num_pages
         self.page_size = page_size
         self.window = window
         self.is_sliding = window is not None
+        self.kv_dtype = kv_dtype  # None: that of the first keys
+        self.k_scale: torch.Tensor | None = None
+        self.v_scale: torch.Tensor | None = None
 
     @property
     def plan(self) -> apar_ext.Plan:
@@ -242,7 +273,7 @@ class PagedLayer(CacheLayerMixin):
                 f"expected {key_states.shape[-1]} as the keys"
             )
         shape = (self.num_pages, key_states.shape[1], self.page_size, key_states.shape[3])
-        self.dtype, self.device = key_states.dtype, key_states.device
+        self.dtype, self.device = self.kv_dtype or key_states.dtype, key_states.device
         # Tensors made under inference mode could not be written outside of it later.
         with torch.inference_mode(False):
             self.keys = torch.empty(shape, dtype=self.dtype, device=self.device)
@@ -262,6 +293,8 @@ class PagedLayer(CacheLayerMixin):
             self.keys,
             self.values,
             slots,
+            k_scale=self.k_scale,
+            v_scale=self.v_scale,
         )
         return self, self
 
@@ -302,6 +335,11 @@ class _CurrentStep:
                 "PagedCache: no step is set, expected `with cache.stepping(step):` around the forward pass"
             )
         return self.step
+
+
+def check_kv_dtype(kv_dtype: str | None) -> None:
+    if kv_dtype is not None and kv_dtype not in KV_DTYPES:
+        raise ValueError(f"kv_dtype: expected None or one of {', '.join(map(repr, KV_DTYPES))}, got {kv_dtype!r}")
 
 
 def attention_windows(config: PreTrainedConfig) -> list[int | None]:

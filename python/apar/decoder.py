@@ -43,7 +43,7 @@ class Decoder:
         self.recorder = recorder
         self.choose = choose
         self.observe = observe
-        self.cache = PagedCache.for_model(model, num_pages=room.max_pages, page_size=room.page_size)
+        self.cache = PagedCache.for_model(model, room.max_pages, room.page_size, kv_dtype=room.kv_dtype)
         self.forest = make_forest(self.cache, grammar, room)
 
     def run(self, requests: Iterable[Request], after_step: Callable[[], None] | None = None) -> Iterator[Event]:

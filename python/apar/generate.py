@@ -39,6 +39,7 @@ def generate(
     max_pages: int | None = None,
     max_rows: int | None = None,
     prefill_tokens: int = DEFAULT_PREFILL_TOKENS,
+    kv_dtype: str | None = None,
     progress: bool | None = None,
 ) -> list[Output]:
     """Answer prompts, the branches of each answer decoded in parallel.
@@ -60,6 +61,8 @@ def generate(
         stop: strings that end the branch that writes one; the string is left out of the text.
         logits_processor: (input_ids [1, L], scores [1, V]) -> scores, one or a list, called for every branch with the
             ids of its own path.
+        kv_dtype: ``"fp8"`` keeps keys and values in 8 bits (float8_e4m3fn), half the memory; what is rounded so may
+            change the text. None: the model's dtype.
 
     The rest decides what it costs, never what is written:
         fork: False decodes one branch at a time in reading order, the sequential twin of the same text.
@@ -103,6 +106,7 @@ def generate(
         max_pages=max_pages,
         max_rows=max_rows,
         prefill_tokens=prefill_tokens,
+        kv_dtype=kv_dtype,
     )
     with progress_bar(len(run.requests), "prompts", progress) as bar:
         for event in run.events(lambda: bar.update_to(run.num_finished)):

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from apar.cache import PAGE_SIZES
+from apar.cache import KV_DTYPES, PAGE_SIZES, check_kv_dtype
 from apar.grammar import Grammar
 
 MEMORY_SHARE = 0.25  # of the free memory, for pages, unless the caller says how many
@@ -24,7 +24,8 @@ class Room:
 
     ``max_pages`` KV pages of ``page_size`` tokens; ``max_rows`` branches fed in one step; ``max_slots`` branches
     alive, waiting or still read; ``max_live_branches`` branches of one prompt fed in one step; ``prefill_tokens``
-    prompt tokens fed in one forward pass; ``stream_pages`` pages of the longest stream.
+    prompt tokens fed in one forward pass; ``stream_pages`` pages of the longest stream. ``kv_dtype`` alone is no
+    matter of room only: what is rounded when it is stored may change a text.
     """
 
     max_pages: int
@@ -34,6 +35,7 @@ class Room:
     page_size: int
     max_live_branches: int
     prefill_tokens: int
+    kv_dtype: str | None = None
 
 
 def make_room(
@@ -47,6 +49,7 @@ def make_room(
     max_rows: int | None,
     max_live_branches: int,
     prefill_tokens: int,
+    kv_dtype: str | None = None,
 ) -> Room:
     """Room for prompts of these lengths whose paths end at these positions.
 
@@ -55,6 +58,7 @@ def make_room(
     check_integer("page_size", page_size, 1)
     if page_size not in PAGE_SIZES:
         raise ValueError(f"page_size: expected one of {', '.join(map(str, PAGE_SIZES))}, got {page_size!r}")
+    check_kv_dtype(kv_dtype)
     check_integer("max_live_branches", max_live_branches, 1)
     check_integer("prefill_tokens", prefill_tokens, 1)
     live = max_live_branches if grammar.can_fork else 1
@@ -74,7 +78,7 @@ def make_room(
             for length, limit in zip(prompt_lengths, limits, strict=True)
         )
         least = stream_pages + depth - 1
-        affordable = int(MEMORY_SHARE * free_memory_bytes(model) / page_bytes(model, page_size))
+        affordable = int(MEMORY_SHARE * free_memory_bytes(model) / page_bytes(model, page_size, kv_dtype))
         max_pages = max(least, min(wanted, affordable))
     check_integer("max_pages", max_pages, 1)
     for prompt, limit in enumerate(limits):
@@ -84,20 +88,21 @@ def make_room(
                 f"max_pages: prompt {prompt} has {prompt_lengths[prompt]} tokens and may grow to {limit}, which needs "
                 f"{needed} pages of {page_size}; expected max_pages of at least that, got {max_pages}"
             )
-    return Room(max_pages, max_rows, max_slots, stream_pages, page_size, max_live_branches, prefill_tokens)
+    return Room(max_pages, max_rows, max_slots, stream_pages, page_size, max_live_branches, prefill_tokens, kv_dtype)
 
 
 def pages_for(tokens: int, page_size: int) -> int:
     return -(-tokens // page_size)
 
 
-def page_bytes(model: Any, page_size: int) -> int:
+def page_bytes(model: Any, page_size: int, kv_dtype: str | None = None) -> int:
     """Bytes of one page over all layers, keys and values."""
     config = model.config.get_text_config(decoder=True)
     heads = config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return 2 * config.num_hidden_layers * kv_heads * head_dim * page_size * model.dtype.itemsize
+    element_bytes = KV_DTYPES.get(kv_dtype, model.dtype).itemsize
+    return 2 * config.num_hidden_layers * kv_heads * head_dim * page_size * element_bytes
 
 
 def free_memory_bytes(model: Any) -> int:

@@ -48,6 +48,7 @@ class PreparedRun:
         max_pages: int | None = None,
         max_rows: int | None = None,
         prefill_tokens: int = DEFAULT_PREFILL_TOKENS,
+        kv_dtype: str | None = None,
     ) -> PreparedRun:
         """Raises ValueError or TypeError that names the argument of `apar.generate` that is not as it must be."""
         check_integer("max_new_tokens", max_new_tokens, 1)
@@ -69,6 +70,7 @@ class PreparedRun:
             max_rows=max_rows,
             max_live_branches=max_live_branches if fork else 1,
             prefill_tokens=prefill_tokens,
+            kv_dtype=kv_dtype,
         )
         recorder = Recorder(
             len(prompt_ids),

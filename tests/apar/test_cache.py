@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import apar.attention
 import pytest
 import torch
-from apar.cache import PagedCache, Step, UnsupportedModelError, attention_windows
+from apar.cache import PagedCache, PagedLayer, Step, UnsupportedModelError, attention_windows
 from apar.prefill import PromptStream, prefill
 from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import (
@@ -25,6 +25,7 @@ from transformers import (
     T5Config,
 )
 
+from apar_ext import reference
 from tests.apar.tiny_models import FAMILIES, VOCABULARY, WINDOW, reference_implementation, tiny_model
 
 TOLERANCE = 1e-4
@@ -446,6 +447,43 @@ def test_unsupported_models(config, message):
 def test_bad_sizes(arguments, message):
     with pytest.raises(ValueError, match=message):
         PagedCache(LlamaConfig(), *arguments)
+
+
+def test_unknown_kv_dtype():
+    with pytest.raises(ValueError, match="kv_dtype: expected None or one of 'fp8', got 'int4'"):
+        PagedCache(LlamaConfig(), 4, kv_dtype="int4")
+
+
+@families
+@pytest.mark.parametrize("scale", [None, 0.05])
+def test_8_bit_caches(family, scale, monkeypatch):
+    """As a plain cache whose keys and values are rounded before they are written, in a quarter of the memory."""
+    model = tiny_model(family)
+    prompt = PromptStream(0, list(range(1, 12)))
+
+    def run(kv_dtype: str | None) -> tuple[torch.Tensor, PagedCache]:
+        cache = PagedCache.for_model(model, 4, 8, kv_dtype=kv_dtype)
+        if kv_dtype is not None and scale is not None:
+            for layer in cache.layers:
+                layer.k_scale = torch.full((cache.num_kv_heads,), scale)
+                layer.v_scale = torch.full((cache.num_kv_heads,), 2 * scale)
+        return prefill(model, cache, [prompt], int32([[2, 1]]), int32([0]), logits="all")[0], cache
+
+    logits, cache = run("fp8")
+    plain_logits, plain_cache = run(None)
+    assert all(layer.keys.dtype == torch.float8_e4m3fn for layer in cache.layers)
+    assert plain_cache.page_bytes == 4 * cache.page_bytes
+    assert (logits - plain_logits).abs().max() > 10 * TOLERANCE
+
+    def rounded(numbers: torch.Tensor, scale: float) -> torch.Tensor:
+        return reference.to_e4m3(numbers / scale).float() * scale
+
+    update = PagedLayer.update
+    k_scale, v_scale = (1, 1) if scale is None else (scale, 2 * scale)
+    monkeypatch.setattr(
+        PagedLayer, "update", lambda layer, k, v: update(layer, rounded(k, k_scale), rounded(v, v_scale))
+    )
+    torch.testing.assert_close(logits, run(None)[0], rtol=TOLERANCE, atol=TOLERANCE)
 
 
 def one_row(cache: PagedCache) -> Step:

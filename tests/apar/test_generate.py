@@ -295,6 +295,7 @@ def test_interruptions_leave_model_and_process_usable(model, tokenizer, how: str
         ({"tokenizer": None}, ValueError, "tokenizer: prompt 0 is text, so a tokenizer is needed"),
         ({"tokenizer": byte_level_tokenizer(("[Fork]",))}, ValueError, r"has \[Fork\] but not \[Child\]"),
         ({"tokenizer": byte_level_tokenizer(), "prompts": MESSAGES}, ValueError, "the tokenizer has no chat template"),
+        ({"kv_dtype": "int4"}, ValueError, "kv_dtype: expected None or one of 'fp8', got 'int4'"),
     ],
 )  # fmt: skip
 def test_bad_input_is_named_before_anything_runs(model, tokenizer, monkeypatch, options, error, message) -> None:
@@ -348,6 +349,15 @@ def test_a_long_prompt_does_not_hold_up_those_who_decode() -> None:
     assert alone[0].stats.peak_pages == alone[1].stats.peak_pages == -(-339 // 8)
     tight = apar.generate(model, None, prompts[::-1] + prompts, prefill_tokens=32, max_pages=-(-339 // 8), **options)
     assert tight == [long, short, short, long]
+
+
+def test_8_bit_caches_change_no_more_than_the_rounding(model, tokenizer) -> None:
+    """The same with any load, and another text than that of a plain cache may be."""
+    prompts = ["1. Sleep:", "2. Eat well and", "3."]
+    options = dict(kv_dtype="fp8", max_new_tokens=40, page_size=8)
+    outputs = apar.generate(model, tokenizer, prompts, **options)
+    assert outputs == apar.generate(model, tokenizer, prompts, max_rows=2, max_pages=12, **options)
+    assert any(len(output.token_ids) > 5 for output in outputs)
 
 
 def test_one_new_token(model, tokenizer) -> None:

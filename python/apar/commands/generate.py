@@ -34,6 +34,7 @@ def add_parser(commands: Any) -> None:
     text.add_argument("--stop", action="append", metavar="TEXT", help="end a branch where it writes TEXT (repeatable)")
     text.add_argument("--system", metavar="TEXT", help="system message, for models with a chat template")
     text.add_argument("--raw", action="store_true", help="do not wrap prompts into the model's chat template")
+    text.add_argument("--kv-dtype", choices=("fp8",), help="keys and values in 8 bits (default: the model's dtype)")
     cost = parser.add_argument_group("how it is decoded (never changes the text)")
     cost.add_argument("--no-fork", action="store_true", help="one branch at a time: the sequential twin")
     add_room_options(cost)
@@ -73,6 +74,7 @@ def _generate(options: argparse.Namespace) -> int:
         on_event=live if live is not None and live.enabled else None,
         page_size=options.page_size,
         max_pages=options.max_pages,
+        kv_dtype=options.kv_dtype,
         progress=False if live is not None and live.enabled else None,
     )
     if live is not None:
