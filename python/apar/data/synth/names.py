@@ -1,0 +1,70 @@
+"""Names of people, places and things: real ones and made-up ones, each either for training or held out.
+
+A name belongs to a split by its own hash, so that no list has to be kept and no name is ever on both sides.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+
+HELD_OUT_SHARE = 8
+"""One name in so many is held out."""
+
+PERSONS = (
+    "Ada Adam Agnes Aisha Alba Alice Amir Amy Ana Anders Anna Anton Arjun Aya Bea Ben Bianca Boris Bruno Cara Carl Cem Chen "
+    "Chloe Clara Colin Cora Dalia Dan Dario David Dina Diego Dora Edgar Elena Eli Elif Ella Emil Emma Erik Esra Eva Fatima "
+    "Felix Fiona Frank Frida Gabriel George Gina Greta Hana Hans Hassan Helen Henry Hugo Ida Igor Ines Ingrid Irene Ivan Jack "
+    "Jan Jana Jin Joana John Jonas Jorge Julia Kai Karin Kate Kenji Kim Klara Kofi Lara Lars Laura Lea Leo Lena Lin Linda "
+    "Lisa Luca Lucy Luis Maja Malik Marco Maria Mark Marta Mary Max Mei Mia Mila Milan Mira Mona Nadia Nate Nina Noah Nora "
+    "Olga Oliver Omar Oscar Otto Pablo Paul Paula Pavel Peter Petra Pia Priya Quinn Ralf Ravi Rita Robin Rosa Ruben Ruth Sami "
+    "Samuel Sara Selma Sofia Stefan Sven Tara Theo Tim Tina Tom Uma Vera Victor Wanda Will Yara Yuki Yusuf Zara Zoe"
+).split()
+PLACES = (
+    "Aarhus Accra Ankara Athens Baku Basel Bergen Berlin Bilbao Bogota Bonn Boston Bremen Bristol Brno Cairo Cardiff Chicago "
+    "Cork Dakar Delhi Denver Dublin Dundee Essen Fez Galway Geneva Genoa Ghent Graz Hanoi Havana Helsinki Hull Izmir Jena Kiel "
+    "Kyoto Lagos Leeds Leipzig Lima Linz Lisbon London Lund Lyon Madrid Mainz Malaga Malmo Manila Miami Milan Minsk Munich "
+    "Nairobi Nantes Naples Nice Odessa Oslo Oxford Padua Paris Perth Pisa Porto Prague Quito Riga Rome Rouen Salem Seoul "
+    "Seville Siena Sofia Split Sydney Tallinn Tampere Tokyo Toledo Turin Turku Utrecht Venice Verona Vienna Vilnius Warsaw York "
+    "Zagreb Zurich"
+).split()
+
+_ONSETS = "b br c ch d dr f fl g gr h j k kr l m n p pl qu r s sh sk st t th tr v w y z".split()
+_VOWELS = "a a e e i i o o u ai ea ee ia io ou".split()
+_CODAS = ("", "", "", "l", "m", "n", "r", "s", "x", "ck", "nd", "nt", "rn", "sk", "t", "v", "d", "lm", "p", "g")
+_REAL = {"person": PERSONS, "place": PLACES}
+_ENDINGS = {
+    "person": ("a", "o", "in", "el", "us", "ina", "ek", "y", "is", "an"),
+    "place": ("ton", "burg", "field", "mouth", "dale", "ford", "stad", "ville", "a", "en", "ow", "by"),
+    "thing": ("x", "o", "on", "ex", "ar", "ium", "ix", "um", "et", "ic"),
+}
+
+
+def is_held_out(name: str) -> bool:
+    """Whether a name belongs to the held-out split."""
+    return zlib.crc32(name.encode()) % HELD_OUT_SHARE == 0
+
+
+def draw_names(rng: random.Random, counts: dict[str, int], *, held_out: bool) -> dict[str, list[str]]:
+    """Names of one split by kind ("person", "place" or "thing"), ``counts[kind]`` of each.
+
+    No two of them, of whatever kind, begin with the same three letters.
+    """
+    beginnings: set[str] = set()
+    names: dict[str, list[str]] = {}
+    for kind in sorted(counts):
+        # A prompt has either names that people know or names that nobody has ever heard.
+        real = list(_REAL.get(kind, ())) if rng.random() < 0.4 else []
+        rng.shuffle(real)
+        names[kind] = []
+        while len(names[kind]) < counts[kind]:
+            name = real.pop() if real else _make_up(rng, kind)
+            if is_held_out(name) == held_out and name[:3] not in beginnings:
+                names[kind].append(name)
+                beginnings.add(name[:3])
+    return names
+
+
+def _make_up(rng: random.Random, kind: str) -> str:
+    syllables = [rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS) for _ in range(rng.choice((1, 1, 1, 2)))]
+    return ("".join(syllables) + rng.choice(_ENDINGS[kind])).capitalize()
