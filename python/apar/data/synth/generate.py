@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from apar.data.records import TreeRecord
 from apar.data.synth.facts import write_facts
 from apar.data.synth.requests import KINDS, ORDERED_NAMES, Request
 from apar.data.synth.worlds import TOPICS, World, make_world
@@ -13,13 +14,18 @@ from apar.data.synth.worlds import TOPICS, World, make_world
 SYSTEM_MESSAGES = ("You are a helpful assistant.", "Answer from the facts alone.", "You write clear answers.")
 
 
+def synth_records(seed: int = 0, **options: Any) -> Iterator[TreeRecord]:
+    """`synth_rows` with the same options as records."""
+    return (TreeRecord.from_dict(row) for row in synth_rows(seed, **options))
+
+
 def synth_rows(
-    seed: int = 0, *, split: str = "train", kinds: tuple[str, ...] | None = None, max_items: int | None = None
+    seed: int = 0, *, split: str = "train", kinds: Sequence[str] | None = None, max_items: int | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Endless records as plain data: messages, tree, source, split, and kind, topic and forks.
+    """Endless records as plain data: messages, tree, source, split, and kind (see ``KINDS``) and topic.
 
     Args:
-        seed: the same seed gives the same records, each drawn on its own: record n does not depend on how many follow.
+        seed: the same seed gives the same records. Each is drawn on its own, from seed, split and its number.
         split: "train", or "heldout": names that training never has, and requests in wordings that it never has.
         kinds: of these kinds alone (names of ``KINDS``).
         max_items: at most so many items in a world (in a group, if it has groups).
@@ -28,6 +34,8 @@ def synth_rows(
     """
     if split not in ("train", "heldout"):
         raise ValueError(f"split: expected train or heldout, got {split!r}")
+    if max_items is not None and max_items < 2:
+        raise ValueError(f"max_items: expected 2 or more, got {max_items}")
     if unknown := set(kinds or ()) - set(KINDS):
         raise ValueError(f"kinds: unknown {', '.join(sorted(unknown))}; expected some of {', '.join(KINDS)}")
     chosen = list(kinds or KINDS)
@@ -57,7 +65,6 @@ def _make_row(rng: random.Random, kind: str, split: str, max_items: int | None) 
         "split": split,
         "kind": request.kind,
         "topic": world.topic.singular,
-        "forks": KINDS[kind].forks,
     }
 
 

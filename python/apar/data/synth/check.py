@@ -1,0 +1,100 @@
+"""Whether an answer says what the facts say: each detail of the right answer is looked for in the text."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from typing import Protocol
+
+from apar.data.records import TreeRecord
+from apar.tree import ParagraphTree
+
+
+@dataclasses.dataclass(frozen=True)
+class DetailCheck:
+    """``lead`` is the line that the detail follows ("2. Mira:"), ``expected`` the detail, ``right`` whether the answer has
+    the one behind the other, to the character but for spaces at the ends of lines.
+    """
+
+    lead: str
+    expected: str
+    right: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class AnswerCheck:
+    """What came of one answer.
+
+    details: those of the right answer; the whole answer is the only detail where the right answer has no branches.
+    exact: the whole text is right, to the character.
+    expected_forks, forks: how many branches the right answer has and how many of them the answer has in the same places.
+    extra_forks: branches of the answer in places where the right answer has none.
+    """
+
+    details: tuple[DetailCheck, ...]
+    exact: bool
+    expected_forks: int
+    forks: int
+    extra_forks: int
+
+    @property
+    def num_right(self) -> int:
+        return sum(detail.right for detail in self.details)
+
+
+class Checker(Protocol):
+    """Checks an answer to a record: its text, or its tree, whose branches are compared, too."""
+
+    def __call__(self, record: TreeRecord, answer: str | ParagraphTree) -> AnswerCheck: ...
+
+
+def check_answer(record: TreeRecord, answer: str | ParagraphTree) -> AnswerCheck:
+    """Compare an answer with the right one, ``record.tree``. A text counts as an answer without branches."""
+    text = answer if isinstance(answer, str) else answer.text
+    expected = _places(record.tree)
+    found = collections.Counter() if isinstance(answer, str) else _places(answer)
+    details = tuple(DetailCheck(lead, detail, _stands_in(text, lead + detail)) for lead, detail in leaves(record.tree))
+    return AnswerCheck(
+        details=details,
+        exact=text == record.tree.text,
+        expected_forks=expected.total(),
+        forks=(expected & found).total(),
+        extra_forks=(found - expected).total(),
+    )
+
+
+def leaves(tree: ParagraphTree) -> list[tuple[str, str]]:
+    """(lead, text) of every detail that has no details itself, in reading order; ("", text) of a tree without forks."""
+    if not tree.num_forks:
+        return [("", tree.text)]
+    return [
+        (_lead(node.own) + "\n" * node.own.endswith("\n"), node.detail.text)
+        for node in tree
+        if node.detail is not None and not node.detail.num_forks
+    ]
+
+
+def _lead(text: str) -> str:
+    """The line that a branch is forked behind."""
+    return text.strip("\n").rsplit("\n", 1)[-1]
+
+
+def _stands_in(text: str, piece: str) -> bool:
+    """Whether ``piece`` stands in ``text`` as whole lines."""
+    lines, wanted = ("\n".join(line.strip() for line in part.strip("\n").split("\n")) for part in (text, piece))
+    return f"\n{wanted}\n" in f"\n{lines}\n"
+
+
+def _places(tree: ParagraphTree) -> collections.Counter[tuple[str, ...]]:
+    """Where the branches are: for each the lines on the way to it."""
+    places: collections.Counter[tuple[str, ...]] = collections.Counter()
+    pending: list[tuple[ParagraphTree | None, tuple[str, ...]]] = [(tree, ())]
+    while pending:
+        node, above = pending.pop()
+        while node is not None:
+            if node.detail is not None:
+                place = (*above, _lead(node.own).strip())
+                places[place] += 1
+                pending.append((node.detail, place))
+            node = node.next
+    return places
