@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from apar.data.synth.facts import join, say
-from apar.data.synth.worlds import Attribute, Item, World
+from apar.data.synth.topics import Attribute
+from apar.data.synth.worlds import Item, World
 
 Paragraphs = list[dict[str, Any]]
 """A branch as ``ParagraphTree.to_dict`` has it: texts, each with the branch that is forked behind it, if any."""

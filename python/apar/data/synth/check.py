@@ -12,8 +12,9 @@ from apar.tree import ParagraphTree
 
 @dataclasses.dataclass(frozen=True)
 class DetailCheck:
-    """``lead`` is the line that the detail follows ("2. Mira:"), ``expected`` the detail, ``right`` whether the answer has
-    the one behind the other, to the character but for spaces at the ends of lines.
+    """``lead`` is the line that the detail follows ("2. Mira:"), ``expected`` the detail.
+
+    ``right``: whether the answer has the one behind the other, to the character but for spaces at the ends of lines.
     """
 
     lead: str
@@ -27,7 +28,7 @@ class AnswerCheck:
 
     details: those of the right answer; the whole answer is the only detail where the right answer has no branches.
     exact: the whole text is right, to the character.
-    expected_forks, forks: how many branches the right answer has and how many of them the answer has in the same places.
+    expected_forks, forks: the branches of the right answer, and how many of them the answer has in the same places.
     extra_forks: branches of the answer in places where the right answer has none.
     """
 

@@ -19,7 +19,7 @@ def add_parser(commands: Any) -> None:
     parser.set_defaults(command=_synth)
     parser.add_argument("-o", "--output", metavar="FILE", help="JSONL, or .jsonl.gz (default: the standard output)")
     parser.add_argument("--count", type=int, default=1000, metavar="N", help="records (default 1000)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="the same seed gives the same file (default 0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="the same seed, the same file (default 0)")
     parser.add_argument(
         "--split", choices=("train", "heldout"), default="train", help="held out: names and wordings never trained on"
     )
@@ -34,9 +34,7 @@ def _synth(options: argparse.Namespace) -> int:
 
     if options.count < 0:
         raise ValueError(f"--count: expected 0 or more, got {options.count}")
-    records = synth_records(
-        options.seed, split=options.split, kinds=options.kinds, max_items=options.max_items
-    )
+    records = synth_records(options.seed, split=options.split, kinds=options.kinds, max_items=options.max_items)
     records = itertools.islice(records, options.count)
     if options.output is None:
         for record in records:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from apar.data.synth.worlds import Attribute, Item, World
+from apar.data.synth.topics import Attribute
+from apar.data.synth.worlds import Item, World
 
 Layout = Callable[[random.Random, World, Sequence[Item], list[Attribute], bool], str]
 
@@ -21,7 +22,9 @@ def write_facts(rng: random.Random, world: World, *, held_out: bool) -> str:
     sections = [layout(rng, world, items, attributes, held_out) for _, items in world.groups]
     if len(sections) == 1 and not world.groups[0][0]:
         return sections[0]
-    heading = rng.choice(("## {name}\n{facts}", "{name}:\n{facts}", "{group} {name}:\n{facts}", "# {group} {name}\n\n{facts}"))
+    heading = rng.choice(
+        ("## {name}\n{facts}", "{name}:\n{facts}", "{group} {name}:\n{facts}", "# {group} {name}\n\n{facts}")
+    )
     return "\n\n".join(
         heading.format(name=name, group=world.topic.group.capitalize(), facts=facts)
         for (name, _), facts in zip(world.groups, sections, strict=True)
@@ -43,7 +46,9 @@ def _phrase(rng: random.Random, attribute: Attribute, held_out: bool) -> int:
     return rng.randrange(len(attribute.phrases) - (not held_out))
 
 
-def _sentence_each(rng: random.Random, world: World, items: Sequence[Item], attributes: list[Attribute], held_out: bool) -> str:
+def _sentence_each(
+    rng: random.Random, world: World, items: Sequence[Item], attributes: list[Attribute], held_out: bool
+) -> str:
     """ "Mira works as a potter, lives in Varn and likes chess." """
     phrases = [_phrase(rng, attribute, held_out) for attribute in attributes]
     vary = rng.random() < 0.3
@@ -56,7 +61,9 @@ def _sentence_each(rng: random.Random, world: World, items: Sequence[Item], attr
     return rng.choice((" ", " ", "\n")).join(sentences)
 
 
-def _sentence_per_fact(rng: random.Random, world: World, items: Sequence[Item], attributes: list[Attribute], held_out: bool) -> str:
+def _sentence_per_fact(
+    rng: random.Random, world: World, items: Sequence[Item], attributes: list[Attribute], held_out: bool
+) -> str:
     """ "Mira works as a potter. Mira lives in Varn." """
     phrases = [_phrase(rng, attribute, held_out) for attribute in attributes]
     return rng.choice((" ", "\n")).join(
@@ -67,16 +74,22 @@ def _sentence_per_fact(rng: random.Random, world: World, items: Sequence[Item], 
     )
 
 
-def _by_attribute(rng: random.Random, world: World, items: Sequence[Item], attributes: list[Attribute], held_out: bool) -> str:
+def _by_attribute(
+    rng: random.Random, world: World, items: Sequence[Item], attributes: list[Attribute], held_out: bool
+) -> str:
     """ "Mira works as a potter and Tolan works as a baker. Mira lives in Varn and Tolan lives in Kiel." """
     sentences = []
     for attribute in attributes:
         phrase = _phrase(rng, attribute, held_out)
-        sentences.append(join([f"{item.name} {attribute.say(item.values[attribute.label], phrase)}" for item in items]) + ".")
+        sentences.append(
+            join([f"{item.name} {attribute.say(item.values[attribute.label], phrase)}" for item in items]) + "."
+        )
     return " ".join(sentences)
 
 
-def _colon_phrases(rng: random.Random, world: World, items: Sequence[Item], attributes: list[Attribute], held_out: bool) -> str:
+def _colon_phrases(
+    rng: random.Random, world: World, items: Sequence[Item], attributes: list[Attribute], held_out: bool
+) -> str:
     """ "- Mira: works as a potter; lives in Varn" """
     phrases = [_phrase(rng, attribute, held_out) for attribute in attributes]
     return "\n".join(
@@ -92,7 +105,9 @@ def _table(rng: random.Random, world: World, items: Sequence[Item], attributes: 
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _columns(rng: random.Random, world: World, items: Sequence[Item], attributes: list[Attribute], held_out: bool) -> str:
+def _columns(
+    rng: random.Random, world: World, items: Sequence[Item], attributes: list[Attribute], held_out: bool
+) -> str:
     """ "Name; Job; Home" and below "Mira; potter; Varn" """
     separator = rng.choice(("; ", ", ", " | "))
     rows = [["Name", *(attribute.label for attribute in attributes)]]
@@ -100,7 +115,9 @@ def _columns(rng: random.Random, world: World, items: Sequence[Item], attributes
     return "\n".join(separator.join(row) for row in rows)
 
 
-def _key_values(rng: random.Random, world: World, items: Sequence[Item], attributes: list[Attribute], held_out: bool) -> str:
+def _key_values(
+    rng: random.Random, world: World, items: Sequence[Item], attributes: list[Attribute], held_out: bool
+) -> str:
     """ "- Mira: job potter, home Varn", "Mira (job: potter, home: Varn)", "Mira - Job: potter; Home: Varn" """
     line, pair, separator = rng.choice(
         (
@@ -124,5 +141,6 @@ def _key_values(rng: random.Random, world: World, items: Sequence[Item], attribu
     )
 
 
+_SECTIONS = ("## {name}\n{facts}", "{name}:\n{facts}", "{group} {name}:\n{facts}", "# {group} {name}\n\n{facts}")
 _LAYOUTS: tuple[Layout, ...] = (_sentence_each, _sentence_per_fact, _by_attribute, _table, _columns, _key_values)
 _WEIGHTS = (30, 14, 8, 16, 8, 24)

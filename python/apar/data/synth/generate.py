@@ -9,7 +9,8 @@ from typing import Any
 from apar.data.records import TreeRecord
 from apar.data.synth.facts import write_facts
 from apar.data.synth.requests import KINDS, ORDERED_NAMES, Request
-from apar.data.synth.worlds import TOPICS, World, make_world
+from apar.data.synth.topics import TOPICS
+from apar.data.synth.worlds import make_world
 
 SYSTEM_MESSAGES = ("You are a helpful assistant.", "Answer from the facts alone.", "You write clear answers.")
 

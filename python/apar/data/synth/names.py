@@ -11,26 +11,32 @@ import zlib
 HELD_OUT_SHARE = 8
 """One name in so many is held out."""
 
-PERSONS = (
-    "Ada Adam Agnes Aisha Alba Alice Amir Amy Ana Anders Anna Anton Arjun Aya Bea Ben Bianca Boris Bruno Cara Carl Cem Chen "
-    "Chloe Clara Colin Cora Dalia Dan Dario David Dina Diego Dora Edgar Elena Eli Elif Ella Emil Emma Erik Esra Eva Fatima "
-    "Felix Fiona Frank Frida Gabriel George Gina Greta Hana Hans Hassan Helen Henry Hugo Ida Igor Ines Ingrid Irene Ivan Jack "
-    "Jan Jana Jin Joana John Jonas Jorge Julia Kai Karin Kate Kenji Kim Klara Kofi Lara Lars Laura Lea Leo Lena Lin Linda "
-    "Lisa Luca Lucy Luis Maja Malik Marco Maria Mark Marta Mary Max Mei Mia Mila Milan Mira Mona Nadia Nate Nina Noah Nora "
-    "Olga Oliver Omar Oscar Otto Pablo Paul Paula Pavel Peter Petra Pia Priya Quinn Ralf Ravi Rita Robin Rosa Ruben Ruth Sami "
-    "Samuel Sara Selma Sofia Stefan Sven Tara Theo Tim Tina Tom Uma Vera Victor Wanda Will Yara Yuki Yusuf Zara Zoe"
-).split()
-PLACES = (
-    "Aarhus Accra Ankara Athens Baku Basel Bergen Berlin Bilbao Bogota Bonn Boston Bremen Bristol Brno Cairo Cardiff Chicago "
-    "Cork Dakar Delhi Denver Dublin Dundee Essen Fez Galway Geneva Genoa Ghent Graz Hanoi Havana Helsinki Hull Izmir Jena Kiel "
-    "Kyoto Lagos Leeds Leipzig Lima Linz Lisbon London Lund Lyon Madrid Mainz Malaga Malmo Manila Miami Milan Minsk Munich "
-    "Nairobi Nantes Naples Nice Odessa Oslo Oxford Padua Paris Perth Pisa Porto Prague Quito Riga Rome Rouen Salem Seoul "
-    "Seville Siena Sofia Split Sydney Tallinn Tampere Tokyo Toledo Turin Turku Utrecht Venice Verona Vienna Vilnius Warsaw York "
-    "Zagreb Zurich"
-).split()
 
-_ONSETS = "b br c ch d dr f fl g gr h j k kr l m n p pl qu r s sh sk st t th tr v w y z".split()
-_VOWELS = "a a e e i i o o u ai ea ee ia io ou".split()
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+PERSONS = _words(
+    "Ada Adam Agnes Aisha Alba Alice Amir Amy Ana Anders Anna Anton Arjun Aya Bea Ben Bianca Boris Bruno Cara Carl "
+    "Cem Chen Chloe Clara Colin Cora Dalia Dan Dario David Dina Diego Dora Edgar Elena Eli Elif Ella Emil Emma Erik "
+    "Esra Eva Fatima Felix Fiona Frank Frida Gabriel George Gina Greta Hana Hans Hassan Helen Henry Hugo Ida Igor "
+    "Ines Ingrid Irene Ivan Jack Jan Jana Jin Joana John Jonas Jorge Julia Kai Karin Kate Kenji Kim Klara Kofi Lara "
+    "Lars Laura Lea Leo Lena Lin Linda Lisa Luca Lucy Luis Maja Malik Marco Maria Mark Marta Mary Max Mei Mia Mila "
+    "Milan Mira Mona Nadia Nate Nina Noah Nora Olga Oliver Omar Oscar Otto Pablo Paul Paula Pavel Peter Petra Pia "
+    "Priya Quinn Ralf Ravi Rita Robin Rosa Ruben Ruth Sami Samuel Sara Selma Sofia Stefan Sven Tara Theo Tim Tina "
+    "Tom Uma Vera Victor Wanda Will Yara Yuki Yusuf Zara Zoe"
+)
+PLACES = _words(
+    "Aarhus Accra Ankara Athens Baku Basel Bergen Berlin Bilbao Bogota Bonn Boston Bremen Bristol Brno Cairo "
+    "Cardiff Chicago Cork Dakar Delhi Denver Dublin Dundee Essen Fez Galway Geneva Genoa Ghent Graz Hanoi Havana "
+    "Helsinki Hull Izmir Jena Kiel Kyoto Lagos Leeds Leipzig Lima Linz Lisbon London Lund Lyon Madrid Mainz Malaga "
+    "Malmo Manila Miami Milan Minsk Munich Nairobi Nantes Naples Nice Odessa Oslo Oxford Padua Paris Perth Pisa "
+    "Porto Prague Quito Riga Rome Rouen Salem Seoul Seville Siena Sofia Split Sydney Tallinn Tampere Tokyo Toledo "
+    "Turin Turku Utrecht Venice Verona Vienna Vilnius Warsaw York Zagreb Zurich"
+)
+
+_ONSETS = _words("b br c ch d dr f fl g gr h j k kr l m n p pl qu r s sh sk st t th tr v w y z")
+_VOWELS = _words("a a e e i i o o u ai ea ee ia io ou")
 _CODAS = ("", "", "", "l", "m", "n", "r", "s", "x", "ck", "nd", "nt", "rn", "sk", "t", "v", "d", "lm", "p", "g")
 _REAL = {"person": PERSONS, "place": PLACES}
 _ENDINGS = {
@@ -66,5 +72,7 @@ def draw_names(rng: random.Random, counts: dict[str, int], *, held_out: bool) ->
 
 
 def _make_up(rng: random.Random, kind: str) -> str:
-    syllables = [rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS) for _ in range(rng.choice((1, 1, 1, 2)))]
+    syllables = [
+        rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS) for _ in range(rng.choice((1, 1, 1, 2)))
+    ]
     return ("".join(syllables) + rng.choice(_ENDINGS[kind])).capitalize()

@@ -10,8 +10,8 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-# A word in small letters keeps the space in front of it. A capital starts a piece of its own, so that a name is the same
-# tokens behind a space, a line break or a bar. Digits travel in pairs.
+# A word in small letters keeps the space in front of it. A capital starts a piece of its own, so that a name is the
+# same tokens behind a space, a line break or a bar. Digits travel in pairs.
 _PIECES = r" ?[a-z]+|[A-Z][a-z]*|[0-9]{1,2}| ?[^\sA-Za-z0-9]+|\n+|\s"
 
 

@@ -12,8 +12,8 @@ JOBS = _list(
     "pilot, barber, plumber, miller, dancer, fisher, engineer, actor, editor, hunter, carpenter, clerk, cook, judge"
 )
 HOBBIES = _list(
-    "chess, rowing, hiking, knitting, sailing, reading, cycling, dancing, fishing, painting, singing, climbing, running, "
-    "yoga, gardening, skating, swimming, poetry, archery, tennis, drawing, jazz, pottery, riding"
+    "chess, rowing, hiking, knitting, sailing, reading, cycling, dancing, fishing, painting, singing, climbing, "
+    "running, yoga, gardening, skating, swimming, poetry, archery, tennis, drawing, jazz, pottery, riding"
 )
 PETS = _list("cat, dog, parrot, rabbit, goat, horse, turtle, hamster, snake, owl, donkey, ferret, duck, pony, iguana")
 DISHES = _list(
@@ -25,18 +25,23 @@ WEEKDAYS = _list("Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday
 COLOURS = _list("red, blue, green, yellow, black, white, grey, brown, orange, purple, pink, silver, gold, ivory")
 MATERIALS = _list("oak, steel, glass, leather, cotton, bamboo, copper, wool, plastic, stone, paper, rubber, clay, iron")
 SPECIES = _list("tiger, otter, lynx, camel, bear, heron, wolf, zebra, seal, gecko, eagle, panda, lemur, badger, stork")
-FOODS = _list("grass, fish, fruit, seeds, hay, carrots, worms, berries, nuts, leaves, mice, corn, bread, roots, insects")
+FOODS = _list(
+    "grass, fish, fruit, seeds, hay, carrots, worms, berries, nuts, leaves, mice, corn, bread, roots, insects"
+)
 GENRES = _list("novel, thriller, comedy, tragedy, memoir, fable, romance, mystery, satire, western, biography, epic")
 CARGOES = _list("coal, grain, timber, spices, tea, salt, cars, wine, sugar, coffee, silk, bricks, sand, oil, cattle")
-TOOLS = _list("brush, hammer, saw, ladder, bucket, knife, drill, rope, sponge, spade, needle, wrench, pump, file, torch")
+TOOLS = _list(
+    "brush, hammer, saw, ladder, bucket, knife, drill, rope, sponge, spade, needle, wrench, pump, file, torch"
+)
 ROOMS = _list("kitchen, garden, cellar, garage, attic, yard, workshop, hall, barn, shed, studio, bathroom, office")
 SUBJECTS = _list(
     "Algebra, Botany, Chemistry, Drama, Economics, French, Geography, History, Italian, Law, Music, Physics, Russian, "
     "Statistics, Zoology, Logic, Painting, Rhetoric, Sculpture, Grammar"
 )
 STEPS = _list(
-    "Washing, Sanding, Painting, Drying, Cutting, Measuring, Packing, Drilling, Digging, Planting, Watering, Mixing, Baking, "
-    "Cooling, Sorting, Cleaning, Polishing, Folding, Stacking, Labelling, Grinding, Testing, Sealing, Heating, Peeling"
+    "Washing, Sanding, Painting, Drying, Cutting, Measuring, Packing, Drilling, Digging, Planting, Watering, Mixing, "
+    "Baking, Cooling, Sorting, Cleaning, Polishing, Folding, Stacking, Labelling, Grinding, "
+    "Testing, Sealing, Heating, Peeling"
 )
 PHASES = _list("Preparation, Assembly, Finish, Delivery, Repair, Storage, Setup, Review")
 DAYS = _list("Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday")
