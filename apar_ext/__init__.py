@@ -23,7 +23,7 @@ from apar_ext.forest import (
     window_begins,
 )
 from apar_ext.kv import append_kv
-from apar_ext.logits import greedy_tokens, mask_logits_
+from apar_ext.logits import draw_numbers, greedy_tokens, mask_logits_, sample_tokens
 from apar_ext.version import __version__
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "advance",
     "append_kv",
     "build_info",
+    "draw_numbers",
     "forest_admit",
     "forest_cancel",
     "forest_close_shared",
@@ -45,6 +46,7 @@ __all__ = [
     "greedy_tokens",
     "make_plan",
     "mask_logits_",
+    "sample_tokens",
     "schedule_size",
     "tree_attention",
     "window_begins",

@@ -9,7 +9,7 @@ import math
 
 import torch
 
-__all__ = ["append_kv", "mask_logits_", "tree_attention"]
+__all__ = ["append_kv", "greedy_tokens", "mask_logits_", "sample_tokens", "tree_attention"]
 
 
 def append_kv(
@@ -146,3 +146,49 @@ def greedy_tokens(
     best = masked.amax(dim=-1, keepdim=True)  # NaN where there is one
     first = (masked == best).int().argmax(dim=-1).int()
     return torch.where(best.squeeze(-1).isfinite(), first, -1)
+
+
+def token_weights(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """logits: [V] float32 -> [V] int64: how likely each token is, in units of 2^-40 of the likeliest one."""
+    factor = min(max(math.log2(math.e) / temperature, torch.finfo(torch.float32).tiny), torch.finfo(torch.float32).max)
+    power = (logits - logits.max()) * torch.tensor(factor, dtype=torch.float32)
+    is_weighed = power > -41
+    power = power.masked_fill(~is_weighed, 0)
+    whole = (power - 0.5).int()
+    rest = power - whole
+    value = torch.zeros_like(rest)
+    for coefficient in (math.log(2) ** k / math.factorial(k) for k in range(7, -1, -1)):
+        value = value * rest + coefficient
+    return torch.where(is_weighed, (value * 2**23).long() << 17 >> -whole.long(), 0)
+
+
+def sample_tokens(
+    logits: torch.Tensor,
+    may_fork: torch.Tensor,
+    numbers: torch.Tensor,
+    fork_token: int = -1,
+    child_token: int = -1,
+    *,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+) -> torch.Tensor:
+    """See ``apar_ext.sample_tokens``."""
+    tokens = []
+    for row, number in zip(
+        mask_logits_(logits.float().clone(), may_fork, fork_token, child_token), numbers, strict=True
+    ):
+        if not row.max().isfinite():  # NaN, too
+            tokens.append(-1)
+            continue
+        weights = token_weights(row, temperature)
+        if 0 < top_k < len(row):
+            weights[row < row.topk(top_k).values[-1]] = 0
+        if top_p < 1:
+            bound = -(-int(top_p * 2**64) * int(weights.sum()) // 2**64)
+            _, order = row.sort(descending=True, stable=True)
+            before = weights[order].cumsum(0) - weights[order]
+            weights[order[before >= bound]] = 0
+        place = (int(number) % 2**64 >> 11 << 11) * int(weights.sum()) >> 64
+        tokens.append(int(torch.searchsorted(weights.cumsum(0), place, right=True)))
+    return torch.tensor(tokens, dtype=torch.int32)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from apar.record import Recorder
-from apar.sampling import Sampling, choose, choose_greedy, uniforms
+from apar.sampling import Sampling, choose, choose_greedy, random_numbers
 from apar.tree import BranchId
 from apar_ext import mask_logits_
 
@@ -56,9 +56,8 @@ class TokenChooser:
             logits = self._process(mask_logits_(logits, *rows.masks), rows)
         if self.sampling.greedy:
             return choose_greedy(logits, *rows.masks).tolist()
-        logits = mask_logits_(logits, *rows.masks)
-        numbers = uniforms(rows.recorder.key_of_slot[rows.slots], rows.positions)
-        return choose(logits, self.sampling, numbers).tolist()
+        numbers = random_numbers(rows.recorder.key_of_slot[rows.slots], rows.positions)
+        return choose(logits, self.sampling, numbers, *rows.masks).tolist()
 
     def _process(self, logits: torch.Tensor, rows: Rows) -> torch.Tensor:
         forbidden = logits == -torch.inf

@@ -9,7 +9,7 @@ from typing import NoReturn
 import numpy as np
 import torch
 
-from apar_ext import greedy_tokens, mask_logits_
+from apar_ext import greedy_tokens, mask_logits_, sample_tokens
 
 _MASK = (1 << 64) - 1
 _STEP = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio: consecutive counters land far apart
@@ -61,11 +61,10 @@ def child_key(parent_key: int, child_index: int) -> int:
     return _mix(parent_key + (child_index + 1) * _STEP)
 
 
-def uniforms(keys: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """One number in [0, 1) per row. keys: [R] uint64; positions: [R] integers, the position the token will stand at."""
+def random_numbers(keys: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """64 random bits per row. keys: [R] uint64; positions: [R] integers, where the tokens are to stand."""
     with np.errstate(over="ignore"):
-        hashed = _mix_array(keys + positions.astype(np.uint64) * np.uint64(_STEP))
-    return (hashed >> np.uint64(11)).astype(np.float64) * 2.0**-53
+        return _mix_array(keys + positions.astype(np.uint64) * np.uint64(_STEP))
 
 
 def choose_greedy(logits: torch.Tensor, may_fork: torch.Tensor, fork_id: int = -1, child_id: int = -1) -> torch.Tensor:
@@ -74,54 +73,48 @@ def choose_greedy(logits: torch.Tensor, may_fork: torch.Tensor, fork_id: int = -
     The masks are those of ``apar_ext.mask_logits_``. Raises FloatingPointError on NaN, or where a row has no token
     left.
     """
-    if logits.device.type == "cpu":
-        # In one pass over the logits, which are most of what a step reads outside the model.
-        known = logits if logits.dtype in (torch.float32, torch.bfloat16) else logits.float()
-        tokens = greedy_tokens(known, may_fork, fork_id, child_id)
-        if int(tokens.min()) < 0:
-            _refuse(mask_logits_(known.clone(), may_fork, fork_id, child_id).amax(dim=-1))
-        return tokens
-    best, tokens = mask_logits_(logits, may_fork, fork_id, child_id).max(dim=-1)
-    if not torch.isfinite(best).all():
-        _refuse(best)
-    return tokens.to(torch.int32)
+    known = _known_dtype(logits)
+    tokens = greedy_tokens(known, may_fork, fork_id, child_id)
+    _check_tokens(tokens, known, may_fork, fork_id, child_id)
+    return tokens
 
 
-def choose(logits: torch.Tensor, sampling: Sampling, numbers: np.ndarray) -> torch.Tensor:
-    """logits: [R, V]; numbers: [R] in [0, 1) -> [R] int32: inverse of the cumulated distribution.
-
-    The distribution is that after temperature, top_k and top_p, in this order; of equally likely tokens at the edge of
-    top_p the one with the smaller id stays. Raises FloatingPointError as ``choose_greedy`` does.
+def choose(
+    logits: torch.Tensor,
+    sampling: Sampling,
+    numbers: np.ndarray,
+    may_fork: torch.Tensor,
+    fork_id: int = -1,
+    child_id: int = -1,
+) -> torch.Tensor:
+    """logits: [R, V]; numbers: [R] uint64, 64 random bits; may_fork: [R] int32 -> [R] int32, tokens drawn by
+    ``apar_ext.sample_tokens``. Raises FloatingPointError as ``choose_greedy`` does.
     """
-    best = logits.amax(dim=-1)
-    if not torch.isfinite(best).all():
-        _refuse(best)
-    scaled = logits.double() / sampling.temperature
-    if 0 < sampling.top_k < scaled.shape[-1]:
-        kept, ids = scaled.topk(sampling.top_k, dim=-1)
-    elif sampling.top_p < 1:
-        kept, ids = scaled.sort(dim=-1, descending=True, stable=True)
-    else:
-        kept, ids = scaled, None
-    probabilities = kept.softmax(dim=-1)
-    cumulated = probabilities.cumsum(dim=-1)
-    if sampling.top_p < 1:
-        # A token stays while the more likely ones together are short of top_p; so the first one always stays.
-        probabilities = probabilities * (cumulated - probabilities < sampling.top_p)
-        cumulated = probabilities.cumsum(dim=-1)
-    drawn = torch.from_numpy(numbers).to(cumulated).unsqueeze(-1) * cumulated[:, -1:]
-    index = torch.searchsorted(cumulated, drawn, right=True)
-    # Rounding may put the drawn number at the very end: then the last token that has a probability.
-    last = cumulated.shape[-1] - 1 - (probabilities.flip(-1) > 0).int().argmax(dim=-1, keepdim=True)
-    index = torch.minimum(index, last)
-    tokens = index if ids is None else ids.gather(-1, index)
-    return tokens.squeeze(-1).to(torch.int32)
+    known = _known_dtype(logits)
+    bits = torch.from_numpy(numbers.view(np.int64)).to(logits.device)
+    filters = {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
+    tokens = sample_tokens(known, may_fork, bits, fork_id, child_id, **filters)
+    _check_tokens(tokens, known, may_fork, fork_id, child_id)
+    return tokens
 
 
-def _refuse(best: torch.Tensor) -> NoReturn:
-    row = int((~torch.isfinite(best)).nonzero()[0])
-    what = "NaN" if best[row].isnan() else f"{best[row].item()} as the largest logit"
+def refuse_row(row: int, what: str = "no finite number as the largest logit") -> NoReturn:
+    """Raises FloatingPointError for what a model gave as the logits of a row."""
     raise FloatingPointError(f"logits: the model gave {what} in row {row} of the step; expected finite numbers")
+
+
+def _known_dtype(logits: torch.Tensor) -> torch.Tensor:
+    return logits.float() if logits.dtype == torch.float64 else logits
+
+
+def _check_tokens(
+    tokens: torch.Tensor, logits: torch.Tensor, may_fork: torch.Tensor, fork_id: int, child_id: int
+) -> None:
+    if int(tokens.min()) >= 0:
+        return
+    row = int(tokens.argmin())
+    best = mask_logits_(logits[row : row + 1].clone(), may_fork[row : row + 1], fork_id, child_id).amax()
+    refuse_row(row, "NaN" if best.isnan() else f"{best.item()} as the largest logit")
 
 
 def _mix(value: int) -> int:

@@ -8,7 +8,7 @@ import apar
 import numpy as np
 import pytest
 import torch
-from apar.sampling import Sampling, child_key, choose, choose_greedy, uniforms
+from apar.sampling import Sampling, child_key, choose, choose_greedy, random_numbers
 from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from tests.apar.forking import forking_grammar, forking_model, random_prompts
@@ -28,8 +28,10 @@ def test_frequencies_are_those_of_transformers_filters(temperature: float, top_k
     expected = scores.softmax(-1)[0].double()
 
     draws = 20_000
-    numbers = (np.arange(draws) + 0.5) / draws  # evenly over [0, 1), so frequencies are probabilities up to 1 / draws
-    tokens = choose(logits.expand(draws, -1), Sampling(temperature, top_p, top_k), numbers)
+    # Evenly over [0, 1), so frequencies are probabilities up to 1 / draws.
+    numbers = ((np.arange(draws) + 0.5) / draws * 2.0**64).astype(np.uint64)
+    any_fork = torch.ones(draws, dtype=torch.int32)
+    tokens = choose(logits.expand(draws, -1), Sampling(temperature, top_p, top_k), numbers, any_fork)
     counts = torch.bincount(tokens.long(), minlength=23).double() / draws
     assert (counts - expected).abs().max() < 2 / draws
     assert not counts[expected == 0].any()
@@ -39,9 +41,10 @@ def test_edges_of_the_unit_interval_give_tokens_that_can_be() -> None:
     logits = torch.full((2, 9), -torch.inf)
     logits[:, 3] = 1.0
     logits[:, 5] = 1.0
-    numbers = np.array([0.0, np.nextafter(1.0, 0.0)])
-    for sampling in (Sampling(1.0), Sampling(1.0, top_k=4), Sampling(1.0, top_p=0.99)):
-        assert choose(logits, sampling, numbers).tolist() in ([3, 5], [5, 3])
+    numbers = np.array([0, 2**64 - 1], dtype=np.uint64)
+    any_fork = torch.ones(2, dtype=torch.int32)
+    for sampling in (Sampling(1.0), Sampling(1.0, top_k=2), Sampling(1.0, top_p=0.99)):
+        assert choose(logits, sampling, numbers, any_fork).tolist() == [3, 5]
 
 
 def test_numbers_are_even_and_depend_on_seed_prompt_branch_and_position() -> None:
@@ -49,7 +52,10 @@ def test_numbers_are_even_and_depend_on_seed_prompt_branch_and_position() -> Non
     trunk = Sampling(1.0, seed=7).trunk_key(0)
     keys = [trunk, Sampling(1.0, seed=8).trunk_key(0), Sampling(1.0, seed=7).trunk_key(1), child_key(trunk, 0)]
     keys += [child_key(trunk, 1), child_key(child_key(trunk, 0), 0), child_key(child_key(trunk, 0), 1)]
-    drawn = [uniforms(np.full(len(positions), key, dtype=np.uint64), positions) for key in keys]
+    drawn = [
+        random_numbers(np.full(len(positions), key, dtype=np.uint64), positions).astype(np.float64) * 2.0**-64
+        for key in keys
+    ]
     for numbers in drawn:
         assert numbers.min() >= 0
         assert numbers.max() < 1
@@ -74,7 +80,7 @@ def test_greedy_takes_the_first_of_the_largest_and_refuses_nan() -> None:
         with pytest.raises(FloatingPointError, match="row 1"):
             choose_greedy(logits, any_fork)
         with pytest.raises(FloatingPointError, match="row 1"):
-            choose(logits, Sampling(1.0), np.zeros(3))
+            choose(logits, Sampling(1.0), np.zeros(3, dtype=np.uint64), any_fork)
     with pytest.raises(FloatingPointError, match="row 0"):
         choose_greedy(torch.full((1, 4), -torch.inf), any_fork[:1])
 

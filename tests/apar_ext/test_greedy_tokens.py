@@ -19,7 +19,7 @@ def ones(rows: int) -> torch.Tensor:
     return torch.ones(rows, dtype=torch.int32)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("columns", [1, 7, 31, 32, 33, 1023, 1024, 1025, 32000, 70001])
 @pytest.mark.parametrize("rows", [0, 1, 9])
 def test_agrees_with_argmax(rows, columns, dtype):
@@ -42,7 +42,7 @@ def test_agrees_with_mask_logits(values, shift, data):
         assert token == (-1 if max(row) == -math.inf else row.index(max(row)))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("place", [0, 5, 31, 32, 1500, 2047, 2049])
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_nan_and_infinity_give_no_token(place, sign, dtype):
@@ -64,7 +64,7 @@ def test_no_columns():
 
 
 BAD_INPUT = {
-    "dtype": ({"logits": torch.zeros(2, 3, dtype=torch.float16)}, "logits has dtype float16, expected one of float32"),
+    "dtype": ({"logits": torch.zeros(2, 3, dtype=torch.float64)}, "logits has dtype float64, expected one of float32"),
     "shape": ({"logits": torch.zeros(3)}, r"logits has shape \[3\], expected \[R, V\]"),
     "stride": ({"logits": torch.zeros(3, 2).T}, "logits has stride 2 in its last dimension, expected 1"),
     "may_fork": ({"may_fork": ones(3)}, r"may_fork has shape \[3\], expected \[R=2\]"),

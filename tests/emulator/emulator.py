@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import subprocess
 import sys
@@ -32,7 +33,7 @@ class _Struct(ctypes.Structure):
 
 
 def _fields(text: str) -> list[tuple[str, type]]:
-    kinds = {"p": ctypes.c_void_p, "q": ctypes.c_int64, "i": ctypes.c_int32, "f": ctypes.c_float}
+    kinds = {"p": ctypes.c_void_p, "q": ctypes.c_int64, "i": ctypes.c_int32, "f": ctypes.c_float, "Q": ctypes.c_uint64}
     return [(name, kinds[kind]) for kind, name in (word.split(":") for word in text.split())]
 
 
@@ -48,6 +49,22 @@ class MaskLogitsParams(_Struct):
     _fields_ = _fields(
         "p:logits p:may_fork q:rows q:row_stride q:element_bytes q:minus_infinity q:fork_token q:child_token"
     )
+
+
+class LogitRows(_Struct):
+    _fields_ = _fields("p:logits p:may_fork q:rows q:columns q:row_stride q:fork_token q:child_token i:type i:padding")
+
+
+class GreedyTokensParams(_Struct):
+    _fields_ = [("rows", LogitRows), *_fields("p:tokens")]
+
+
+class SampleTokensParams(_Struct):
+    _fields_ = [("rows", LogitRows), *_fields("p:numbers p:tokens f:factor q:top_k Q:top_p")]
+
+
+class DrawNumbersParams(_Struct):
+    _fields_ = _fields("p:keys p:opened p:num_opened p:parent p:row_slot p:row_position p:numbers q:slots q:rows")
 
 
 class PlanInput(_Struct):
@@ -95,6 +112,7 @@ def library() -> ctypes.CDLL:
             raise RuntimeError(f"{' '.join(command)}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}")
     loaded = ctypes.CDLL(str(folder / "apar_emulator.so"))
     texts = ["emulate_append_kv", "emulate_mask_logits", "emulate_tree_attention", "emulate_faulty", "emulator_sites"]
+    texts += ["emulate_greedy_tokens", "emulate_sample_tokens", "emulate_draw_numbers"]
     for name in texts:
         getattr(loaded, name).restype = ctypes.c_char_p
     for name in ["emulator_bytes_read", "emulator_bytes_written", "plan_ints", "work_ints", "work_items"]:
@@ -230,6 +248,83 @@ def mask_logits_(
             )
         ),
     )
+
+
+def _logit_rows(
+    device: Device, logits: torch.Tensor, may_fork: torch.Tensor, fork_token: int, child_token: int
+) -> LogitRows:
+    return LogitRows(
+        logits=device.tensor("logits", logits),
+        may_fork=device.tensor("may_fork", may_fork),
+        rows=logits.shape[0],
+        columns=logits.shape[1],
+        row_stride=logits.stride(0),
+        fork_token=fork_token,
+        child_token=child_token,
+        type=ELEMENTS[logits.dtype],
+        padding=0,
+    )
+
+
+def greedy_tokens(
+    device: Device, logits: torch.Tensor, may_fork: torch.Tensor, fork_token: int = -1, child_token: int = -1
+) -> torch.Tensor:
+    tokens = torch.full((logits.shape[0],), -77, dtype=torch.int32)
+    rows = _logit_rows(device, logits, may_fork, fork_token, child_token)
+    address = device.tensor("tokens", tokens, writable=True)
+    device.run("emulate_greedy_tokens", ctypes.byref(GreedyTokensParams(rows=rows, tokens=address)))
+    return tokens
+
+
+def sample_tokens(
+    device: Device,
+    logits: torch.Tensor,
+    may_fork: torch.Tensor,
+    numbers: torch.Tensor,
+    fork_token: int = -1,
+    child_token: int = -1,
+    *,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+) -> torch.Tensor:
+    tokens = torch.full((logits.shape[0],), -77, dtype=torch.int32)
+    limits = torch.finfo(torch.float32)
+    params = SampleTokensParams(
+        rows=_logit_rows(device, logits, may_fork, fork_token, child_token),
+        numbers=device.tensor("numbers", numbers),
+        tokens=device.tensor("tokens", tokens, writable=True),
+        factor=min(max(math.log2(math.e) / temperature, limits.tiny), limits.max),
+        top_k=top_k,
+        top_p=max(1, int(top_p * 2**64)) if top_p < 1 else 0,
+    )
+    device.run("emulate_sample_tokens", ctypes.byref(params))
+    return tokens
+
+
+def draw_numbers(
+    device: Device,
+    keys: torch.Tensor,
+    opened: torch.Tensor,
+    num_opened: torch.Tensor,
+    parent: torch.Tensor,
+    row_slot: torch.Tensor,
+    row_position: torch.Tensor,
+) -> torch.Tensor:
+    numbers = torch.full(row_slot.shape, -77, dtype=torch.int64)
+    params = DrawNumbersParams(
+        keys=device.tensor("keys", keys, writable=True),
+        opened=device.tensor("opened", opened),
+        num_opened=device.tensor("num_opened", num_opened),
+        parent=device.tensor("parent", parent),
+        row_slot=device.tensor("row_slot", row_slot),
+        row_position=device.tensor("row_position", row_position),
+        numbers=device.tensor("numbers", numbers, writable=True),
+        slots=keys.shape[0],
+        rows=row_slot.shape[0],
+    )
+    device.run("emulate_draw_numbers", ctypes.byref(params))
+    return numbers
 
 
 @dataclass

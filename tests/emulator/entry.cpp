@@ -7,6 +7,7 @@
 #include "core/plan.h"
 #include "core/work.h"
 #include "cuda/append_kv/append_kv.h"
+#include "cuda/choose_tokens/choose_tokens.h"
 #include "cuda/mask_logits/mask_logits.h"
 #include "cuda/tree_attention/tree_attention.h"
 #include "faulty_kernels.h"
@@ -71,6 +72,16 @@ APAR_EXPORT const char* emulate_append_kv(const apar::AppendKvParams* params) {
 
 APAR_EXPORT const char* emulate_mask_logits(const apar::MaskLogitsParams* params) {
   return guarded([&] { apar::cuda::mask_logits(*params, 0, nullptr); });
+}
+
+APAR_EXPORT const char* emulate_greedy_tokens(const apar::GreedyTokensParams* params) {
+  return guarded([&] { apar::cuda::greedy_tokens(*params, 0, nullptr); });
+}
+APAR_EXPORT const char* emulate_sample_tokens(const apar::SampleTokensParams* params) {
+  return guarded([&] { apar::cuda::sample_tokens(*params, 0, nullptr); });
+}
+APAR_EXPORT const char* emulate_draw_numbers(const apar::DrawNumbersParams* params) {
+  return guarded([&] { apar::cuda::draw_numbers(*params, 0, nullptr); });
 }
 
 // The plan and the work list of ranges in host memory; `schedule` and `work` are large enough if their sizes are given
