@@ -46,6 +46,15 @@ constexpr unsigned kAllLanes = 0xffffffffu;
 // many readers stay.
 enum class CacheHint { kNormal, kEvictFirst, kEvictLast };
 
+// A matrix in global memory [rows, columns], its rows one behind the other, as the copy engine sees it (launch.h makes
+// it): it is copied in boxes of a number of rows x kPanelBytes of columns. In shared memory a box is [rows,
+// kPanelBytes], with the 16-byte parts of row i permuted: part p lies in place p ^ (i % 8). Rows past the end of the
+// matrix arrive as zeros.
+constexpr int kPanelBytes = 128;
+struct alignas(128) TensorMap {
+  unsigned char bytes[128];
+};
+
 }  // namespace apar::cuda
 
 #if defined(APAR_EMULATED_DEVICE)
@@ -205,6 +214,11 @@ APAR_DEVICE void copy_async_16(uint32_t shared, const void* global, bool valid, 
                "r"(bytes), "l"(policy)
                : "memory");
 }
+// The barrier's phase does not complete before this thread's copies so far have landed. Comes before the arrivals that
+// the barrier counts.
+APAR_DEVICE void hold_until_copied(uint64_t* barrier) {
+  asm volatile("cp.async.mbarrier.arrive.shared.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
 APAR_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Waits until at most `pending` of this thread's newest groups are under way.
 template <int pending>
@@ -249,7 +263,19 @@ APAR_DEVICE void copy_bulk(void* shared, const void* global, int bytes, uint64_t
       "l"(global), "r"(bytes), "r"(shared_address(barrier)), "l"(policy)
       : "memory");
 }
-// Between ordinary stores to shared memory and a bulk copy over them.
+// One box, at a row and a column of the matrix; shared: aligned to 8 x kPanelBytes.
+APAR_DEVICE void copy_box(uint32_t shared, const TensorMap* map, int column, int row, uint64_t* barrier,
+                          uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%2, "
+      "%3}], [%4], %5;" ::"r"(shared),
+      "l"(map), "r"(column), "r"(row), "r"(shared_address(barrier)), "l"(policy)
+      : "memory");
+}
+// The map, a parameter of the kernel, will be needed soon.
+APAR_DEVICE void prefetch_map(const TensorMap* map) { asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory"); }
+// Between ordinary or cp.async writes to shared memory and a bulk copy over them, or a matrix instruction that reads
+// them there.
 APAR_DEVICE void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 #endif
 
@@ -353,6 +379,7 @@ APAR_DEVICE float exp2_fast(float value) {
 APAR_DEVICE float tanh_exact(float value) { return tanhf(value); }
 APAR_DEVICE float log_exact(float value) { return logf(value); }
 APAR_DEVICE int count_leading_zeros(int value) { return __clz(value); }
+APAR_DEVICE int count_bits(uint32_t value) { return __popc(value); }
 // The other number where one is NaN.
 APAR_DEVICE float max_of(float a, float b) { return fmaxf(a, b); }
 // a * b + c, rounded once.

@@ -176,6 +176,9 @@ inline void copy_async_16(uint32_t shared, const void* global, bool valid, uint6
                           const Location& where = Location::current()) {
   machine().copy_async(shared_pointer(shared), global, 16, valid, where);
 }
+inline void hold_until_copied(uint64_t* barrier, const Location& where = Location::current()) {
+  machine().hold_until_copied(barrier, where);
+}
 inline void commit_copies() { machine().commit_copies(); }
 template <int pending>
 void wait_copies(const Location& where = Location::current()) {
@@ -187,7 +190,7 @@ void wait_copies(const Location& where = Location::current()) {
 inline void initialize_barrier(uint64_t* barrier, int arrivals, const Location& where = Location::current()) {
   machine().initialize_barrier(barrier, arrivals, where);
 }
-inline void fence_barriers() {}
+inline void fence_barriers(const Location& where = Location::current()) { machine().fence_barriers(where); }
 inline void arrive(uint64_t* barrier, const Location& where = Location::current()) {
   machine().arrive(barrier, 0, where);
 }
@@ -201,7 +204,21 @@ inline void copy_bulk(void* shared, const void* global, int bytes, uint64_t* bar
                       const Location& where = Location::current()) {
   machine().copy_bulk(shared, global, bytes, barrier, where);
 }
-inline void fence_async_proxy() {}
+// What the host encodes, in the emulator's own words.
+struct EmulatedMap {
+  const char* data;
+  int64_t rows;
+  int32_t columns, box_rows;
+};
+inline void copy_box(uint32_t shared, const TensorMap* map, int column, int row, uint64_t* barrier, uint64_t,
+                     const Location& where = Location::current()) {
+  EmulatedMap fields;
+  std::memcpy(&fields, map->bytes, sizeof(fields));
+  machine().copy_box(shared, fields.data, fields.rows, fields.columns * 2, fields.box_rows, column * 2, row, barrier,
+                     where);
+}
+inline void prefetch_map(const TensorMap*) {}
+inline void fence_async_proxy(const Location& where = Location::current()) { machine().fence_async_proxy(where); }
 
 // ---- numbers
 
@@ -271,6 +288,7 @@ inline float divide(float a, float b) { return a / b; }
 inline float exp2_fast(float value) { return std::exp2(value); }
 inline float tanh_exact(float value) { return std::tanh(value); }
 inline float log_exact(float value) { return std::log(value); }
+inline int count_bits(uint32_t value) { return __builtin_popcount(value); }
 inline int count_leading_zeros(int value) { return __builtin_clz(static_cast<unsigned>(value)); }
 inline float max_of(float a, float b) { return std::fmax(a, b); }
 inline float multiply_add(float a, float b, float c) { return std::fma(a, b, c); }
@@ -363,10 +381,15 @@ class DeviceScope {
   explicit DeviceScope(int) {}
 };
 inline DeviceLimits device_limits() {
-  return {90, machine().settings.multiprocessors, machine().settings.shared_bytes};
+  return {machine().settings.compute_capability, machine().settings.multiprocessors, machine().settings.shared_bytes};
 }
 template <typename Params>
 void allow_shared_bytes(void (*)(Params), int) {}
+inline bool make_tensor_map(TensorMap* map, const void* data, int64_t rows, int columns, int box_rows) {
+  const EmulatedMap fields{static_cast<const char*>(data), rows, columns, box_rows};
+  std::memcpy(map->bytes, &fields, sizeof(fields));
+  return true;
+}
 template <typename Params>
 void launch(const char*, void (*kernel)(Params), int64_t blocks, int threads, int shared_bytes, void*,
             const Params& params) {

@@ -141,6 +141,7 @@ class Device:
     """A device with a few multiprocessors; one launch per object.
 
     Args:
+        compute_capability: 80: the kernels that run everywhere; 90: those for Hopper, where there are.
         seed: the order in which blocks of threads take turns.
         drop: barriers and waits, "file:line", that do nothing.
         shift: ``(tensor, by)``: what kernels load from an int32 tensor is off by this much.
@@ -152,13 +153,16 @@ class Device:
         multiprocessors: int = 3,
         resident_blocks: int = 3,
         shared_bytes: int = 227 * 1024,
+        compute_capability: int = 80,
         seed: int = 0,
         drop: Iterable[str] = (),
         shift: tuple[str, int] | None = None,
     ) -> None:
         self.library = library()
         self.library.emulator_reset()
-        self.library.emulator_settings(multiprocessors, resident_blocks, shared_bytes, ctypes.c_uint64(seed))
+        self.library.emulator_settings(
+            multiprocessors, resident_blocks, shared_bytes, ctypes.c_uint64(seed), compute_capability
+        )
         self.multiprocessors = multiprocessors
         for site in drop:
             self.library.emulator_drop(site.encode())
@@ -452,9 +456,9 @@ def tree_attention(
 
 
 def run_faulty(name: str, seed: int = 0) -> torch.Tensor:
-    """Output of one of the small kernels in faulty_kernels.cpp on the input 0, 1, ... 255."""
+    """Output of one of the small kernels in faulty_kernels.cpp on the input 0, 1, ... 511."""
     device = Device(seed=seed)
-    numbers, output = torch.arange(256, dtype=torch.int32), torch.full((256,), -1, dtype=torch.int32)
+    numbers, output = torch.arange(512, dtype=torch.int32), torch.full((512,), -1, dtype=torch.int32)
     counter = torch.zeros(1, dtype=torch.int32)
     addresses = [
         device.tensor("input", numbers),

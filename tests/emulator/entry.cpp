@@ -41,11 +41,13 @@ APAR_EXPORT void emulator_reset() {
   machine().counters = {};
   machine().sites.clear();
 }
-APAR_EXPORT void emulator_settings(int multiprocessors, int resident_blocks, int shared_bytes, uint64_t seed) {
+APAR_EXPORT void emulator_settings(int multiprocessors, int resident_blocks, int shared_bytes, uint64_t seed,
+                                   int compute_capability) {
   machine().settings.multiprocessors = multiprocessors;
   machine().settings.resident_blocks = resident_blocks;
   machine().settings.shared_bytes = shared_bytes;
   machine().settings.seed = seed;
+  machine().settings.compute_capability = compute_capability;
 }
 APAR_EXPORT void emulator_drop(const char* site) { machine().settings.dropped_sites.insert(site); }
 APAR_EXPORT void emulator_shift(const char* tensor, int by) {

@@ -21,6 +21,12 @@ struct Params {
   int32_t* counter;
 };
 
+struct MapParams {
+  const int32_t* input;
+  int32_t* output;
+  TensorMap map;  // of the input as 16 rows of 128 bytes
+};
+
 // Reverses 128 numbers through shared memory.
 template <bool kBarrier>
 void reverse_kernel(Params params) {
@@ -129,6 +135,88 @@ void bulk_kernel(Params params) {
   }
 }
 
+// A matrix of 16 rows of 64 16-bit numbers through shared memory in boxes of 8 rows, then the second box once more with
+// its upper half written by threads.
+enum class BoxFault {
+  kNone,
+  kNoWait,
+  kNoInit,
+  kNoBarrierFence,
+  kNoAnnouncement,
+  kNoProxyFence,
+  kMisplaced,
+  kNoRelease
+};
+template <BoxFault kFault>
+void box_kernel(MapParams params) {
+  constexpr int kRows = 8, kNumbers = kRows * kPanelBytes / 4;
+  int32_t* shared = shared_memory<int32_t>();
+  const uint32_t address = shared_address(shared) + (kFault == BoxFault::kMisplaced ? 128 : 0);
+  uint64_t* full = reinterpret_cast<uint64_t*>(shared + kNumbers + 32);
+  const int thread = thread_index();
+  if (thread == 0) {
+    if (kFault != BoxFault::kNoInit) initialize_barrier(full, 1);
+    if (kFault != BoxFault::kNoBarrierFence) fence_barriers();
+  }
+  synchronize_block();
+  for (int box = 0; box < 2; ++box) {
+    // Numbers that threads leave there must be out of the copy engine's way.
+    if (thread < kNumbers) store_shared(shared + thread, -1);
+    if (kFault != BoxFault::kNoProxyFence) fence_async_proxy();
+    synchronize_block();
+    if (thread == 0) {
+      if (kFault != BoxFault::kNoAnnouncement) {
+        arrive_expecting(full, kRows * kPanelBytes);
+      } else {
+        arrive(full);
+      }
+      copy_box(address, &params.map, 0, box * kRows, full, 0);
+    }
+    if (kFault != BoxFault::kNoWait) wait_arrivals(full, box);
+    const int row = thread / 16;
+    for (int half = 0; half < 2; ++half) {
+      const int number = thread % 16 * 2 + half, part = number / 4;
+      const int32_t value = load_shared(shared + row * 32 + (part ^ row) * 4 + number % 4);
+      store_global(params.output + box * kNumbers + row * 32 + number, value);
+    }
+    if (kFault != BoxFault::kNoRelease) synchronize_block();
+  }
+}
+
+// Threads fill one half of a stage and the copy engine the other, for one barrier.
+enum class MixedFault { kNone, kNoHold, kLateHold };
+template <MixedFault kFault>
+void mixed_kernel(MapParams params) {
+  int32_t* shared = shared_memory<int32_t>();
+  uint64_t* full = reinterpret_cast<uint64_t*>(shared + 512);
+  const int thread = thread_index();
+  if (thread == 0) {
+    initialize_barrier(full, 1);
+    fence_barriers();
+  }
+  synchronize_block();
+  if (thread < 32) {
+    for (int i = thread; i < 64; i += 32) {
+      copy_async_16(shared_address(shared + i * 4), params.input + i * 4, true, 0);
+    }
+    if (kFault == MixedFault::kNone) hold_until_copied(full);
+    synchronize_warp();
+    if (thread == 0) {
+      arrive_expecting(full, 1024);
+      copy_box(shared_address(shared) + 1024, &params.map, 0, 8, full, 0);
+    }
+    if (kFault == MixedFault::kLateHold) {
+      wait_arrivals(full, 0);
+      hold_until_copied(full);
+    }
+  }
+  wait_arrivals(full, 0);
+  if (thread < 64) {
+    store_global(params.output + thread, load_shared(shared + thread * 4));
+    store_global(params.output + 64 + thread, load_shared(shared + 256 + thread));
+  }
+}
+
 // Every block leaves a number; the last to arrive adds them up.
 enum class MergeFault { kNone, kNoBarrier, kNoFence, kStaleCache };
 template <MergeFault kFault>
@@ -156,7 +244,7 @@ void last_block_kernel(Params params) {
 
 template <int kShift>
 void copy_all_kernel(Params params) {
-  for (int i = thread_index(); i < 256; i += kThreads)
+  for (int i = thread_index(); i < 512; i += kThreads)
     store_global(params.output + i, load_constant(params.input + i + kShift));
 }
 void write_input_kernel(Params params) { store_global(const_cast<int32_t*>(params.input), 1); }
@@ -213,6 +301,24 @@ void run_faulty(const char* name, const int32_t* input, int32_t* output, int32_t
       {"shared memory nobody wrote", unwritten_kernel},
       {"past shared memory", past_shared_kernel},
   };
+  static const std::map<std::string, void (*)(MapParams)> kMapKernels = {
+      {"boxes", box_kernel<BoxFault::kNone>},
+      {"boxes, no wait", box_kernel<BoxFault::kNoWait>},
+      {"boxes, no barrier", box_kernel<BoxFault::kNoInit>},
+      {"boxes, no fence of the barrier", box_kernel<BoxFault::kNoBarrierFence>},
+      {"boxes, not announced", box_kernel<BoxFault::kNoAnnouncement>},
+      {"boxes, no fence of the proxy", box_kernel<BoxFault::kNoProxyFence>},
+      {"boxes, misplaced", box_kernel<BoxFault::kMisplaced>},
+      {"boxes, no release", box_kernel<BoxFault::kNoRelease>},
+      {"mixed", mixed_kernel<MixedFault::kNone>},
+      {"mixed, no hold", mixed_kernel<MixedFault::kNoHold>},
+      {"mixed, late hold", mixed_kernel<MixedFault::kLateHold>},
+  };
+  if (const auto found = kMapKernels.find(name); found != kMapKernels.end()) {
+    MapParams params{input, output, {}};
+    make_tensor_map(&params.map, input, 16, kPanelBytes / 2, 8);
+    return launch(name, found->second, 1, kThreads, 4096, nullptr, params);
+  }
   const auto found = kKernels.find(name);
   if (found == kKernels.end()) throw std::invalid_argument(std::string("no kernel is called ") + name);
   const int blocks = found->first.rfind("last block", 0) == 0 ? 5 : 1;

@@ -162,6 +162,11 @@ bool Machine::run_block_once(Block& block) {
     }
     if (thread.state == Thread::State::kDone) {
       --block.alive;
+      for (const auto& [offset, barrier] : block.barriers) {
+        if (block.alive == 0 && !barrier.copies.empty()) {
+          throw Fault("a block ends with bulk copies under way", barrier.copies.front().where);
+        }
+      }
       if (block.alive > 0 && block.at_barrier == block.alive) {
         release_block_barrier(block);
       }
@@ -495,6 +500,7 @@ void Machine::mark_write(Thread& thread, int writer, uint32_t offset, int bytes,
     last.writer = writer;
     last.time = mine.clock;
     last.site = here;
+    last.generic = true;
   }
 }
 
@@ -636,6 +642,7 @@ void Machine::warp_barrier(const Location& where) {
 
 void Machine::start_copy(Thread& thread, const Copy& copy) {
   Block& mine = *thread.block;
+  if (copy.async_proxy) check_proxy(thread, copy.shared, copy.bytes, "bulk copy over", copy.where);
   mark_write(thread, thread.index, copy.shared, copy.bytes, copy.where);
   for (uint32_t unit = copy.shared / 2; unit < (copy.shared + copy.bytes) / 2; ++unit) {
     mine.units[unit].in_flight = true;
@@ -648,6 +655,7 @@ void Machine::land(Block& block, const Copy& copy, int writer) {
     block.units[unit].in_flight = false;
     block.units[unit].writer = writer;
     block.units[unit].time = block.clock;
+    block.units[unit].generic = !copy.async_proxy;
   }
   if (copy.source == nullptr) {
     std::memset(block.shared.data() + copy.shared, 0, copy.bytes);
@@ -698,10 +706,28 @@ void Machine::initialize_barrier(uint64_t* address, int arrivals, const Location
   }
   TransactionBarrier barrier;
   barrier.expected = barrier.pending = arrivals;
+  barrier.owner = self().index;
   barrier.copier = block_threads_ + static_cast<int>(mine.barriers.size());
   barrier.arriving.assign(self().seen.size(), 0);
   barrier.completed.assign(self().seen.size(), 0);
   mine.barriers[offset] = barrier;
+}
+
+void Machine::fence_barriers(const Location& where) {
+  if (dropped(where)) {
+    return;
+  }
+  for (auto& [offset, barrier] : block().barriers) {
+    barrier.fenced |= barrier.owner == self().index;
+  }
+}
+
+TransactionBarrier& Machine::engine_barrier(uint64_t* address, const Location& where) {
+  TransactionBarrier& barrier = transaction_barrier(address, where);
+  if (!barrier.fenced) {
+    throw Fault("bulk copy to a barrier with no fence after it was initialized", where);
+  }
+  return barrier;
 }
 
 TransactionBarrier& Machine::transaction_barrier(uint64_t* address, const Location& where) {
@@ -779,16 +805,110 @@ void Machine::wait_arrivals(uint64_t* address, int phase, const Location& where)
 }
 
 void Machine::copy_bulk(void* shared, const void* global, int bytes, uint64_t* address, const Location& where) {
-  TransactionBarrier& barrier = transaction_barrier(address, where);
+  TransactionBarrier& barrier = engine_barrier(address, where);
   if (bytes <= 0 || bytes % 16 != 0) {
     throw Fault("bulk copy of " + std::to_string(bytes) + " bytes", where);
   }
   const auto [tensor, offset] = find(global, bytes, "bulk copy", where);
   check_global_order(*tensor, offset, bytes, "bulk copy", where);
   tensor->bytes_read += bytes;
-  const Copy copy{shared_offset(shared, bytes, "bulk copy", where), tensor->data + offset, bytes, where};
+  const Copy copy{shared_offset(shared, bytes, "bulk copy", where), tensor->data + offset, bytes, where, true};
   start_copy(self(), copy);
   barrier.copies.push_back(copy);
+}
+
+void Machine::copy_box(uint32_t shared, const char* data, int64_t rows, int row_bytes, int box_rows, int column_byte,
+                       int row, uint64_t* address, const Location& where) {
+  constexpr int kPanel = 128, kPart = 16;
+  TransactionBarrier& barrier = engine_barrier(address, where);
+  if (shared % (8 * kPanel) != 0 || column_byte < 0 || column_byte % kPanel != 0 || row_bytes % kPanel != 0) {
+    throw Fault("copy of a box at column byte " + std::to_string(column_byte) + " to shared memory at " +
+                    std::to_string(shared) + " is not aligned",
+                where);
+  }
+  for (int i = 0; i < box_rows; ++i) {
+    const bool inside = row + i >= 0 && row + i < rows && column_byte < row_bytes;
+    const unsigned char* source = nullptr;
+    if (inside) {
+      const auto [tensor, offset] =
+          find(data + static_cast<int64_t>(row + i) * row_bytes + column_byte, kPanel, "copy of a box", where);
+      check_global_order(*tensor, offset, kPanel, "copy of a box", where);
+      tensor->bytes_read += kPanel;
+      source = tensor->data + offset;
+    }
+    for (int part = 0; part < kPanel / kPart; ++part) {
+      const auto target = reinterpret_cast<const void*>(kSharedTag + shared + i * kPanel + (part ^ i % 8) * kPart);
+      const Copy copy{shared_offset(target, kPart, "copy of a box", where), inside ? source + part * kPart : nullptr,
+                      kPart, where, true};
+      start_copy(self(), copy);
+      barrier.copies.push_back(copy);
+    }
+  }
+}
+
+// The thread's copies become the barrier's: its phase completes when they land, not before.
+void Machine::hold_until_copied(uint64_t* address, const Location& where) {
+  TransactionBarrier& barrier = transaction_barrier(address, where);
+  if (dropped(where)) {
+    return;
+  }
+  if (barrier.pending == 0) {
+    throw Fault("a thread holds up a barrier after all its arrivals: the phase may be over", where);
+  }
+  Thread& me = self();
+  const auto hand_over = [&](std::vector<Copy>& copies) {
+    for (const Copy& copy : copies) {
+      barrier.announced_bytes += copy.bytes;
+      barrier.copies.push_back(copy);
+    }
+    copies.clear();
+  };
+  for (auto& group : me.groups) {
+    hand_over(group);
+  }
+  me.groups.clear();
+  hand_over(me.open_group);
+  for (size_t i = 0; i < barrier.arriving.size(); ++i) {
+    barrier.arriving[i] = std::max(barrier.arriving[i], me.seen[i]);
+  }
+  barrier.arriving[me.index] = ++block().clock;
+}
+
+void Machine::fence_async_proxy(const Location& where) {
+  if (dropped(where)) {
+    return;
+  }
+  Thread& me = self();
+  me.fenced_seen = me.seen;
+  me.fenced_barrier_time = block().barrier_time;
+  me.fence_times.push_back(block().clock++);
+}
+
+void Machine::check_proxy(Thread& thread, uint32_t offset, int bytes, const char* verb, const Location& where) {
+  Block& mine = *thread.block;
+  for (uint32_t unit = offset / 2; unit < (offset + bytes) / 2; ++unit) {
+    const Block::Unit& last = mine.units[unit];
+    if (last.writer < 0 || !last.generic) {
+      continue;
+    }
+    // Fenced by this thread after it knew of the write?
+    bool fenced = last.writer == thread.index
+                      ? !thread.fence_times.empty() && thread.fence_times.back() >= last.time
+                      : last.time < thread.fenced_barrier_time ||
+                            (!thread.fenced_seen.empty() && thread.fenced_seen[last.writer] > last.time);
+    // Or by the writer, before the release by which this thread knows of it?
+    if (!fenced && last.writer < static_cast<int>(mine.threads.size()) && last.writer != thread.index) {
+      const auto& times = mine.threads[last.writer].fence_times;
+      const auto first = std::lower_bound(times.begin(), times.end(), last.time);
+      fenced = first != times.end() && (*first < mine.barrier_time || thread.seen[last.writer] > *first);
+    }
+    if (!fenced) {
+      throw Fault(std::string(verb) + " shared memory at offset " + std::to_string(unit * 2) +
+                      " with no fence of the asynchronous proxy after the write of thread " +
+                      std::to_string(last.writer) + " in " + describe(locations_[last.site]),
+                  where);
+    }
+  }
 }
 
 }  // namespace apar::emulator

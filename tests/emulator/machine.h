@@ -61,6 +61,7 @@ struct Settings {
   int multiprocessors = 3;
   int resident_blocks = 3;
   int shared_bytes = 227 * 1024;
+  int compute_capability = 80;
   uint64_t seed = 0;
   // Call sites, "file.cuh:line", whose barrier or wait does nothing: planted faults.
   std::set<std::string> dropped_sites;
@@ -74,6 +75,7 @@ struct Copy {
   const unsigned char* source;  // null: zeros
   int bytes;
   Location where;
+  bool async_proxy = false;  // by the copy engine
 };
 
 struct Block;
@@ -87,6 +89,10 @@ struct Thread {
   Location where;
   // The latest release of every thread of the block (and of its barriers' copies) that has reached this one.
   std::vector<uint32_t> seen;
+  // What it had seen when it last fenced the asynchronous proxy, and when it did.
+  std::vector<uint32_t> fenced_seen;
+  uint32_t fenced_barrier_time = 0;
+  std::vector<uint32_t> fence_times;
   std::vector<Copy> open_group;
   std::deque<std::vector<Copy>> groups;
   struct Publication;
@@ -117,7 +123,9 @@ struct TransactionBarrier {
   int64_t announced_bytes = 0;
   std::vector<Copy> copies;
   std::vector<uint32_t> arriving, completed;
-  int copier = 0;  // the index in `seen` that stands for this barrier's copies
+  int owner = 0;        // who initialized it
+  bool fenced = false;  // the copy engine sees it initialized
+  int copier = 0;       // the index in `seen` that stands for this barrier's copies
 };
 
 struct Acquired {
@@ -136,6 +144,7 @@ struct Block {
     uint32_t time = 0;
     uint16_t site = 0;
     bool in_flight = false;
+    bool generic = false;  // last written by an ordinary store or cp.async, which the asynchronous proxy does not see
   };
   struct ReadMark {
     uint32_t time = 0;
@@ -202,9 +211,15 @@ class Machine {
   void wait_copies(int pending, const Location&);
 
   void initialize_barrier(uint64_t* barrier, int arrivals, const Location&);
+  void fence_barriers(const Location&);
   void arrive(uint64_t* barrier, int64_t announced_bytes, const Location&);
+  void hold_until_copied(uint64_t* barrier, const Location&);
   void wait_arrivals(uint64_t* barrier, int phase, const Location&);
   void copy_bulk(void* shared, const void* global, int bytes, uint64_t* barrier, const Location&);
+  // A box of box_rows x 128 bytes of a matrix in global memory, permuted as device.cuh says.
+  void copy_box(uint32_t shared, const char* data, int64_t rows, int row_bytes, int box_rows, int column_byte, int row,
+                uint64_t* barrier, const Location&);
+  void fence_async_proxy(const Location&);
 
  private:
   friend void fiber_main();
@@ -234,11 +249,14 @@ class Machine {
   void check_global_order(const Tensor& tensor, int64_t offset, int bytes, const char* verb, const Location&);
   void mark_read(Thread&, uint32_t offset, int bytes, const Location&);
   void mark_write(Thread&, int writer, uint32_t offset, int bytes, const Location&);
+  // Faults if the asynchronous proxy, on behalf of this thread, may not see the last write.
+  void check_proxy(Thread&, uint32_t offset, int bytes, const char* verb, const Location&);
   void start_copy(Thread&, const Copy&);
   void land(Block&, const Copy&, int writer);
   void join(Block&, const std::vector<int>& threads);
   void release_block_barrier(Block&);
   TransactionBarrier& transaction_barrier(uint64_t* barrier, const Location&);
+  TransactionBarrier& engine_barrier(uint64_t* barrier, const Location&);  // for the copy engine
   bool try_complete(Block&, TransactionBarrier&, const Location&);
   [[noreturn]] void report_deadlock();
 };

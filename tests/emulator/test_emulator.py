@@ -7,7 +7,7 @@ import torch
 
 from .emulator import EmulatorFault, run_faulty
 
-NUMBERS = torch.arange(256, dtype=torch.int32)
+NUMBERS = torch.arange(512, dtype=torch.int32)
 REVERSED = NUMBERS[:128].flip(0)
 
 RIGHT = {
@@ -16,10 +16,12 @@ RIGHT = {
     "reuse": torch.cat([REVERSED, REVERSED + 128]),
     "named barriers": NUMBERS[:128].view(2, 64).flip(1).flatten(),
     "copy": REVERSED,
-    "two groups": NUMBERS[128:],
+    "two groups": NUMBERS[128:256],
     "bulk": NUMBERS[:128],
     "last block": torch.arange(1, 6, dtype=torch.int32),
     "copy all": NUMBERS,
+    "boxes": NUMBERS,
+    "mixed": torch.cat([NUMBERS[:256:4], NUMBERS[256:288], NUMBERS[288:320].view(4, 2, 4).flip(1).flatten()]),
 }
 
 FAULTS = {
@@ -35,12 +37,21 @@ FAULTS = {
     "last block, no barrier": "load of output .* races with a store of thread 70",
     "last block, no fence": "load of output .* races with a store of thread 70",
     "last block, stale cache": "through a cache that may be stale",
-    "copy all, off by one": "load of 4 bytes at offset 1024 of input, which has 1024",
+    "copy all, off by one": "load of 4 bytes at offset 2048 of input, which has 2048",
     "copy all, off by minus one": "load of 4 bytes at offset -4 of input",
     "write to input": "store to input, which is an input",
     "deadlock": "no thread can go on",
     "diverged collective": "lanes of one warp meet in shuffle_xor and in shuffle|in shuffle and in shuffle_xor",
     "shared memory nobody wrote": "that nobody has written",
+    "boxes, no wait": "still to fill|that nobody has written|with no barrier after the write",
+    "boxes, no barrier": "a barrier that was not initialized|that nobody has written",
+    "boxes, no fence of the barrier": "with no fence after it was initialized",
+    "boxes, not announced": "1024 bytes are copied where 0 were announced|still to fill|more arrivals than",
+    "boxes, no fence of the proxy": "bulk copy over shared memory .* with no fence of the asynchronous proxy",
+    "boxes, misplaced": "copy of a box at column byte 0 to shared memory at 128 is not aligned",
+    "boxes, no release": "with no barrier after the (read|write)",
+    "mixed, no hold": "an asynchronous copy is still to fill|ends with asynchronous copies under way",
+    "mixed, late hold": "still to fill|after all its arrivals|ends with bulk copies under way",
     "past shared memory": "at offset 4096 of shared memory, which has 1024",
 }
 

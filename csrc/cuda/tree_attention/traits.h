@@ -90,12 +90,16 @@ struct TreeAttentionTraits {
   static constexpr int kStageBytes = 2 * kHalfStageBytes;
   static constexpr int shared_bytes(int stages) { return static_cast<int>(sizeof(Shared)) + stages * kStageBytes; }
 
-  // As many stages as leave room for the blocks of threads that a multiprocessor is to hold; 0: not even two fit.
   static int stages_for(int shared_bytes_per_block) {
+    return stages_beside(static_cast<int>(sizeof(Shared)), shared_bytes_per_block);
+  }
+  // As many stages as leave room for the blocks of threads that a multiprocessor is to hold, each with `fixed` bytes
+  // besides; 0: not even two fit.
+  static int stages_beside(int fixed, int shared_bytes_per_block) {
     constexpr int kReserved = 1024;  // per block of threads, by the driver
     for (int blocks = kBlocksPerMultiprocessor; blocks > 0; --blocks) {
       const int budget = (shared_bytes_per_block + kReserved) / blocks - kReserved;
-      const int stages = (budget - static_cast<int>(sizeof(Shared))) / kStageBytes;
+      const int stages = (budget - fixed) / kStageBytes;
       if (stages >= 2) return stages < kMaxStages ? stages : kMaxStages;
     }
     return 0;

@@ -1,10 +1,13 @@
 #include "cuda/tree_attention/tree_attention.h"
 
+#include <cstdlib>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 
 #include "cuda/launch.h"
 #include "cuda/tree_attention/arguments.cuh"
+#include "cuda/tree_attention/hopper/arguments.cuh"
 #include "cuda/tree_attention/plain_kernel.cuh"
 
 namespace apar::cuda {
@@ -12,8 +15,40 @@ namespace {
 
 [[noreturn]] void fail(const std::string& text) { throw std::invalid_argument("tree_attention: " + text); }
 
+// The environment can ask for a family of kernels, to compare them on one device.
+enum class Family { kBest, kPortable };
+Family family_asked_for() {
+  const char* value = std::getenv("APAR_TREE_ATTENTION");
+  const std::string_view name = value == nullptr ? "" : value;
+  if (name.empty() || name == "best") return Family::kBest;
+  if (name == "portable") return Family::kPortable;
+  fail("the environment variable APAR_TREE_ATTENTION is " + std::string(name) + ", expected best or portable");
+}
+
+// False: this build, device or size needs the portable kernels.
+template <typename T>
+bool launch_on_hopper([[maybe_unused]] const TreeAttentionArguments& arguments, [[maybe_unused]] int packed_rows,
+                      [[maybe_unused]] int bins, [[maybe_unused]] void* stream) {
+#if defined(APAR_WITH_HOPPER)
+  if (device_limits().compute_capability != 90 || family_asked_for() == Family::kPortable) return false;
+  switch (arguments.params.head_dim) {
+    case 64:
+      return launch_bulk_attention<T, 64>(arguments, packed_rows, bins, stream);
+    case 128:
+      return launch_bulk_attention<T, 128>(arguments, packed_rows, bins, stream);
+    case 256:
+      return launch_bulk_attention<T, 256>(arguments, packed_rows, bins, stream);
+    default:
+      return false;
+  }
+#else
+  return false;
+#endif
+}
+
 template <typename T>
 void launch_head_dim(const TreeAttentionArguments& arguments, int packed_rows, int bins, void* stream) {
+  if (launch_on_hopper<T>(arguments, packed_rows, bins, stream)) return;
   switch (arguments.params.head_dim) {
     case 64:
       return launch_tree_attention<T, 64>(arguments, packed_rows, bins, stream);

@@ -1,0 +1,117 @@
+"""The kernels for Hopper: right, and to the bit what the portable ones give."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from . import cases
+from .emulator import Device, EmulatorFault, tree_attention
+
+HALVES = [torch.bfloat16, torch.float16]
+SPLIT = dict(target_items=6, max_partials=64)
+
+
+def run(case: cases.Case, *, seed: int = 0, capability: int = 90, drop: tuple[str, ...] = (), **options):
+    device = Device(seed=seed, compute_capability=capability, drop=drop)
+    return tree_attention(device, **case.inputs, **options)
+
+
+def assert_as_portable(case: cases.Case, *, seed: int = 0, check: dict | None = None, **options) -> None:
+    result = run(case, seed=seed, **options)
+    cases.assert_right(case, result.out, result.lse, **(check or {}))
+    portable = run(case, seed=seed + 1, capability=80, **options)
+    assert torch.equal(result.out.view(torch.int16), portable.out.view(torch.int16))
+    assert torch.equal(result.lse.view(torch.int32), portable.lse.view(torch.int32))
+
+
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("dtype", HALVES)
+def test_trees(head_dim, dtype):
+    case = cases.make_case(cases.tree(head_dim), head_dim=head_dim, dtype=dtype, num_heads=6, num_kv_heads=2)
+    assert_as_portable(case, seed=head_dim)
+
+
+@pytest.mark.parametrize("page_size", [8, 16, 32, 64, 128])
+@pytest.mark.parametrize("packed_rows", [32, 64])
+def test_page_sizes_and_classes(page_size, packed_rows):
+    """Pages seen as a whole, in part and not at all."""
+    rows = [*cases.tree(page_size, trunk=150), [(0, 70, 75)], []]
+    case = cases.make_case(rows, page_size=page_size, dtype=HALVES[packed_rows // 32 % 2])
+    assert_as_portable(case, packed_rows=packed_rows)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_any_set_of_ranges(seed):
+    rng = random.Random(1000 + seed)
+    case = cases.make_case(
+        cases.anything(seed),
+        seed=seed,
+        num_kv_heads=(num_kv_heads := rng.choice([1, 2])),
+        num_heads=num_kv_heads * rng.choice([1, 3, 7]),
+        page_size=rng.choice([8, 16, 64]),
+        dtype=rng.choice(HALVES),
+    )
+    num_heads = case.inputs["q"].shape[1]
+    check = dict(
+        scale=rng.choice([None, 0.3]),
+        softcap=rng.choice([0.0, 5.0]),
+        sinks=torch.randn(num_heads) * 2 if rng.random() < 0.5 else None,
+    )
+    cut = SPLIT if rng.random() < 0.5 else {}
+    assert_as_portable(case, seed=seed, check=check, packed_rows=rng.choice([32, 64]), **cut, **check)
+
+
+def test_many_short_items():
+    """Items of one step each, more than there are stages: queries of two items at a time."""
+    case = cases.make_case([[(row, 0, 5 + row)] for row in range(14)], num_heads=4, num_kv_heads=2)
+    assert_as_portable(case)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_visible_entry_is_read_once(seed):
+    case = cases.make_case(cases.tree(seed, streams=8, trunk=600), seed=seed, num_heads=4, num_kv_heads=2)
+    launch = run(case, seed=seed).launch
+    unique = case.visible_entries * 2 * 64 * 2
+    for name in ("k_cache", "v_cache"):
+        assert 1.0 <= launch.bytes_read[name] / unique < 1.05
+
+
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("packed_rows", [32, 64])
+def test_matrix_loads_have_no_bank_conflicts(head_dim, packed_rows):
+    case = cases.make_case(cases.tree(1, streams=3), head_dim=head_dim)
+    counters = run(case, packed_rows=packed_rows).launch.counters
+    assert counters.matrix_load_passes > 0
+    assert counters.matrix_load_conflicts == 0
+
+
+@pytest.mark.parametrize("packed_rows", [32, 64])
+def test_every_barrier_and_wait_is_needed(packed_rows):
+    case = cases.make_case(cases.tree(1, streams=6, trunk=700), num_heads=4, num_kv_heads=2)
+    options = dict(packed_rows=packed_rows, target_items=6, max_partials=64)
+    right = run(case, **options)
+    assert right.num_merges > 0
+    sites = set(right.launch.sites)
+    assert any(site.startswith("producer.cuh") for site in sites)
+    unnoticed = set()
+    for site in sites:
+        try:
+            result = run(case, drop=(site,), **options)
+        except (EmulatorFault, AssertionError):
+            continue
+        if torch.equal(result.out, right.out):
+            unnoticed.add(site)
+    assert not unnoticed, f"taking these away changed nothing: {unnoticed}"
+
+
+def test_the_environment_can_ask_for_the_portable_kernels(monkeypatch):
+    case = cases.make_case(cases.tree(5))
+    hopper = run(case).launch.sites
+    monkeypatch.setenv("APAR_TREE_ATTENTION", "portable")
+    assert run(case).launch.sites == run(case, capability=80).launch.sites != hopper
+    monkeypatch.setenv("APAR_TREE_ATTENTION", "fastest")
+    with pytest.raises(EmulatorFault, match="APAR_TREE_ATTENTION is fastest, expected"):
+        run(case)
