@@ -35,7 +35,7 @@ def test_trees(head_dim, dtype):
 
 
 @pytest.mark.parametrize("page_size", [8, 16, 32, 64, 128])
-@pytest.mark.parametrize("packed_rows", [32, 64])
+@pytest.mark.parametrize("packed_rows", [32, 64, 128])
 def test_page_sizes_and_classes(page_size, packed_rows):
     """Pages seen as a whole, in part and not at all."""
     rows = [*cases.tree(page_size, trunk=150), [(0, 70, 75)], []]
@@ -61,7 +61,7 @@ def test_any_set_of_ranges(seed):
         sinks=torch.randn(num_heads) * 2 if rng.random() < 0.5 else None,
     )
     cut = SPLIT if rng.random() < 0.5 else {}
-    assert_as_portable(case, seed=seed, check=check, packed_rows=rng.choice([32, 64]), **cut, **check)
+    assert_as_portable(case, seed=seed, check=check, packed_rows=rng.choice([32, 64, 128]), **cut, **check)
 
 
 def test_many_short_items():
@@ -80,7 +80,7 @@ def test_every_visible_entry_is_read_once(seed):
 
 
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
-@pytest.mark.parametrize("packed_rows", [32, 64])
+@pytest.mark.parametrize("packed_rows", [32, 64, 128])
 def test_matrix_loads_have_no_bank_conflicts(head_dim, packed_rows):
     case = cases.make_case(cases.tree(1, streams=3), head_dim=head_dim)
     counters = run(case, packed_rows=packed_rows).launch.counters
@@ -88,7 +88,7 @@ def test_matrix_loads_have_no_bank_conflicts(head_dim, packed_rows):
     assert counters.matrix_load_conflicts == 0
 
 
-@pytest.mark.parametrize("packed_rows", [32, 64])
+@pytest.mark.parametrize("packed_rows", [32, 64, 128])
 def test_every_barrier_and_wait_is_needed(packed_rows):
     case = cases.make_case(cases.tree(1, streams=6, trunk=700), num_heads=4, num_kv_heads=2)
     options = dict(packed_rows=packed_rows, target_items=6, max_partials=64)
