@@ -1,12 +1,10 @@
 """Attention over packed rows of trees: one mask for a batch, the same for every layer that sees as much.
 
-A model gets the batch as one sequence ``[1, B * L]``, so that it computes logits at the targets of all rows alone. Its
-attention looks at the rows one by one. What transformers passes on untouched, and what therefore carries the structure,
-is a mask of four dimensions:
+A model gets the batch as one sequence ``[1, B * L]``, so that it computes logits at the targets of all rows alone. The
+structure travels as ``attention_mask``: what has four dimensions, transformers passes on to every layer untouched.
 
-- ``"apar_rows"``: plain attention of torch, on any device; the mask is ``[B, 1, L, L]``, added to the scores;
-- ``"flex_attention"``: transformers' own, for a GPU; the mask is a ``BlockMask`` over the whole sequence, and blocks
-  that nobody sees cost nothing.
+- ``"apar_tiles"``: for a CPU, see `tile_attention.py`; the mask carries the tiles;
+- ``"flex_attention"``: transformers' own, for a GPU; the mask is a ``BlockMask``, blocks that nobody sees cost nothing.
 """
 
 from __future__ import annotations
@@ -18,58 +16,75 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from apar.cache import UnsupportedModelError, attention_windows
+from apar.train.tile_attention import Tile, make_tiles, tile_attention
 
-ROWS_ATTENTION = "apar_rows"
+TILE_ATTENTION = "apar_tiles"
 FLEX_ATTENTION = "flex_attention"
 
 
 def register() -> None:
-    """Make ``attn_implementation="apar_rows"`` known to transformers."""
-    AttentionInterface.register(ROWS_ATTENTION, rows_attention)
-    AttentionMaskInterface.register(ROWS_ATTENTION, _no_mask)
+    """Make ``attn_implementation="apar_tiles"`` known to transformers."""
+    AttentionInterface.register(TILE_ATTENTION, packed_attention)
+    AttentionMaskInterface.register(TILE_ATTENTION, _no_mask)
 
 
 def implementation_for(device: torch.device) -> str:
     """The attention to train with on a device."""
-    return FLEX_ATTENTION if device.type == "cuda" else ROWS_ATTENTION
+    return FLEX_ATTENTION if device.type == "cuda" else TILE_ATTENTION
 
 
-def rows_attention(
+class TileMask(torch.Tensor):
+    """The tiles of a batch in the form of a mask of four dimensions."""
+
+    tiles: list[Tile]
+
+    @staticmethod
+    def of(tiles: list[Tile]) -> TileMask:
+        mask = torch.empty(1, 1, 1, 1).as_subclass(TileMask)
+        mask.tiles = tiles
+        return mask
+
+
+def packed_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    attention_mask: TileMask | None,
     dropout: float = 0.0,
     scaling: float | None = None,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention of one layer over B rows of L tokens that lie one behind the other.
+    """Attention of one layer over packed rows on a CPU, in the form that transformers calls.
 
     Args:
-        query: [1, Hq, B * L, D]. key, value: [1, Hkv, B * L, D].
-        attention_mask: [B, 1, L, L], added to the scores.
-        dropout: probability, applied to the attention weights. scaling: factor of the scores; 1/sqrt(D) if None.
+        query: [1, Hq, T, D]. key, value: [1, Hkv, T, D].
+        attention_mask: made by `training_masks`.
+        scaling: factor of the scores; 1/sqrt(D) if None.
 
     Returns:
-        ([1, B * L, Hq, D], None).
+        ([1, T, Hq, D], None).
+
+    Raises:
+        ValueError: another mask, or dropout, a soft cap or sinks, which it cannot do.
     """
-    if softcap is not None or s_aux is not None:
-        raise ValueError(f"{type(module).__name__}: soft caps and sinks need attention: flex_attention")
-    num_rows, _, length, _ = attention_mask.shape
-    query, key, value = (_rows(tensor, num_rows, length) for tensor in (query, key, value))
-    output = torch.nn.functional.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=attention_mask.to(query.dtype),
-        dropout_p=dropout if module.training else 0.0,
-        scale=scaling,
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
-    return output.transpose(1, 2).reshape(1, num_rows * length, query.shape[1], value.shape[3]), None
+    if not isinstance(attention_mask, TileMask):
+        raise ValueError(
+            f"attention {TILE_ATTENTION!r}: expected a mask made by training_masks, got {attention_mask!r:.60}"
+        )
+    if softcap is not None or s_aux is not None or (dropout and module.training):
+        raise ValueError(
+            f"{type(module).__name__}: attention {TILE_ATTENTION!r} has no dropout, soft caps or sinks; "
+            f"expected none of them, or a GPU and attention {FLEX_ATTENTION!r}"
+        )
+    scale = query.shape[3] ** -0.5 if scaling is None else scaling
+    # In mixed precision rotary positions give fp32 queries and keys beside bf16 values.
+    dtype = attention_mask.tiles[0].mask.dtype if attention_mask.tiles else value.dtype
+    query, key, value = (tensor[0].to(dtype) for tensor in (query, key, value))
+    output = tile_attention(query, key, value, attention_mask.tiles, scale)
+    return output.transpose(0, 1).unsqueeze(0), None
 
 
 def training_masks(
@@ -83,7 +98,7 @@ def training_masks(
         dtype: of the queries, for masks that are added to scores.
     """
     windows = set(attention_windows(config))
-    make = _block_mask if implementation == FLEX_ATTENTION else _added_mask
+    make = _block_mask if implementation == FLEX_ATTENTION else _tile_mask
     rows_of_positions = positions.view(ends.shape)
     # A window as long as any path hides nothing.
     longest = int(rows_of_positions.max()) + 1 if windows != {None} else 0
@@ -98,18 +113,8 @@ def training_masks(
     return {"full_attention": full, "sliding_attention": masks[window]}
 
 
-def visible(ends: torch.Tensor, positions: torch.Tensor, window: int | None) -> torch.Tensor:
-    """[B, L, L] bool: may token q of a row see its token k?"""
-    places = torch.arange(ends.shape[1], dtype=ends.dtype, device=ends.device)
-    seen = (places[:, None] >= places[None, :]) & (places[:, None] < ends[:, None, :])
-    if window is not None:
-        seen &= positions[:, :, None] - positions[:, None, :] < window
-    return seen
-
-
-def _added_mask(ends: torch.Tensor, positions: torch.Tensor, window: int | None, dtype: torch.dtype) -> torch.Tensor:
-    seen = visible(ends, positions, window)
-    return torch.zeros(seen.shape, dtype=dtype, device=ends.device).masked_fill_(~seen, -torch.inf).unsqueeze(1)
+def _tile_mask(ends: torch.Tensor, positions: torch.Tensor, window: int | None, dtype: torch.dtype) -> TileMask:
+    return TileMask.of(make_tiles(ends, positions, window, dtype))
 
 
 def _block_mask(ends: torch.Tensor, positions: torch.Tensor, window: int | None, dtype: torch.dtype) -> Any:
@@ -128,10 +133,5 @@ def _block_mask(ends: torch.Tensor, positions: torch.Tensor, window: int | None,
     return create_block_mask(sees, None, None, num_rows * length, num_rows * length, device=ends.device)
 
 
-def _rows(tensor: torch.Tensor, num_rows: int, length: int) -> torch.Tensor:
-    """[1, H, B * L, D] -> [B, H, L, D]."""
-    return tensor.view(tensor.shape[1], num_rows, length, tensor.shape[3]).transpose(0, 1)
-
-
 def _no_mask(*args: Any, **kwargs: Any) -> None:
-    raise ValueError(f"attention {ROWS_ATTENTION!r}: expected a mask made by training_masks, got none")
+    raise ValueError(f"attention {TILE_ATTENTION!r}: expected a mask made by training_masks, got none")

@@ -13,7 +13,7 @@ from typing import Any
 from apar.train.dataset import TOO_LONG, WEIGHTINGS
 
 PRECISIONS = ("float32", "bfloat16")
-ATTENTIONS = ("auto", "apar_rows", "flex_attention")
+ATTENTIONS = ("auto", "apar_tiles", "flex_attention")
 
 
 @dataclasses.dataclass

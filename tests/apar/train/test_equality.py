@@ -35,9 +35,9 @@ def plain_loss(model: torch.nn.Module, trees: list[PackedTree], weighting: str) 
 
 
 def packed_loss(model: torch.nn.Module, rows: list[PackedRow]) -> torch.Tensor:
-    model.set_attn_implementation("apar_rows")
+    model.set_attn_implementation("apar_tiles")
     batch = collate(rows)
-    losses = target_losses(target_logits(model, batch, "apar_rows", torch.float64), batch["targets"])
+    losses = target_losses(target_logits(model, batch, "apar_tiles", torch.float64), batch["targets"])
     return (losses * batch["weights"]).sum() / batch["weights"].double().sum()
 
 
