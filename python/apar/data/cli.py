@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-COMMANDS: dict[str, str] = {"synth": "apar.data.synth.cli"}
+COMMANDS = {"build": "apar.data.build_cli", "synth": "apar.data.synth.cli"}
 
 
 def add_parser(commands: Any) -> None:

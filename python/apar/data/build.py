@@ -1,0 +1,349 @@
+"""`apar data build`: chat files to one file of paragraph trees, in two passes.
+
+The first pass cuts all answers, in as many processes as there are cores, and writes them to a temporary folder beside
+the result, with a few numbers on each. The second knows all prompts, so it decides what is held out and which answers
+without a fork are left out, and writes the result. Memory holds a few megabytes of text at a time and some hundred
+bytes a prompt; the prompts' signatures lie on the disk.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import dataclasses
+import importlib.util
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from tqdm import tqdm
+
+from apar.data.convert import HELDOUT_START, INDEX, LINE_START, Converted, ConvertOptions, convert, keep
+from apar.data.forks import ForkOptions
+from apar.data.inputs import Batch, check_inputs, input_bytes, read_batches
+from apar.data.records import json_line, written_whole
+from apar.data.rules import rules_named
+from apar.data.splits import HELDOUT, PERMUTATIONS, UNDECIDED, choose_sides, near_duplicates
+
+_SMALL_INPUT_BYTES = 4_000_000  # below, making processes takes longer than they save
+
+
+@dataclasses.dataclass(frozen=True)
+class BuildOptions:
+    """forks: how answers are cut. last_only: only the last answer of a conversation, not every one.
+
+    negatives: answers without a fork that are kept for each one that forks; None: all. heldout: share of the prompts.
+    similarity: share of common runs of three words from which two prompts go to the same side. seed: of the choice of
+    what is held out and left out. source: the name that records get; None: each file's own. strict: stop at a malformed
+    record. append: keep the trees that the result has, and add what is new. workers: processes; None: all cores.
+    """
+
+    forks: ForkOptions = dataclasses.field(default_factory=ForkOptions)
+    last_only: bool = False
+    negatives: float | None = None
+    heldout: float = 0.02
+    similarity: float = 0.7
+    seed: int = 0
+    source: str | None = None
+    strict: bool = False
+    append: bool = False
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, least, most in (("heldout", 0, 1), ("similarity", 0, 1), ("negatives", 0, float("inf"))):
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                raise ValueError(f"{name}: expected {least} to {most}, got {value}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed: expected 0 to 2**63 - 1, got {self.seed}")
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"workers: expected at least 1, got {self.workers}")
+
+
+@dataclasses.dataclass
+class BuildReport:
+    """records: read. malformed: of them left out. answers: in the records that are not. known: there already (append).
+
+    dropped: answers without a fork beyond the ratio. written: trees in the result, of which forked, heldout, kept (those
+    that were there before). prompts: different ones. groups: of prompts that are nearly the same, each on one side;
+    largest_group: prompts in the largest. malformed_list: where the malformed ones are listed, if there are any.
+    """
+
+    records: int = 0
+    malformed: int = 0
+    answers: int = 0
+    known: int = 0
+    dropped: int = 0
+    written: int = 0
+    forked: int = 0
+    heldout: int = 0
+    kept: int = 0
+    prompts: int = 0
+    groups: int = 0
+    largest_group: int = 0
+    malformed_list: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def build(
+    inputs: list[str], out: str | os.PathLike[str], options: BuildOptions | None = None, *, progress: bool | None = None
+) -> BuildReport:
+    """Make a file of paragraph trees from chat files.
+
+    The result takes its place when all is done. Whatever goes wrong before, an unreadable input, a full disk, an
+    interruption, leaves no trace: what stood there stays.
+
+    Args:
+        inputs: JSON or JSON lines, also .gz, or ``hub:owner/name[@split]``.
+        out: the result, compressed if it ends in .gz.
+        options: see ``BuildOptions``.
+        progress: show a bar; None: if stderr is a terminal.
+
+    Raises:
+        UnreadableInput: an input cannot be read, or not to its end. ValueError: a malformed record, with ``strict``.
+        OSError: the result cannot be written. RuntimeError: a rule needs a package that is not installed.
+    """
+    options = options or BuildOptions()
+    out = Path(out)
+    if not inputs:
+        raise ValueError("inputs: expected at least one file")
+    if out.is_dir():
+        raise IsADirectoryError(f"{out} is a folder, expected the name of a file")
+    if any(os.path.exists(name) and out.exists() and os.path.samefile(name, out) for name in inputs):
+        raise ValueError(f"{out} is an input, too; with append it is kept anyway")
+    check_inputs(inputs)
+    if "first_sentence" in rules_named(options.forks.rules) and importlib.util.find_spec("pysbd") is None:
+        raise RuntimeError(
+            "the rule first_sentence needs the package pysbd: pip install 'apar[data]', or choose rules without it"
+        )
+    report = BuildReport()
+    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".unfinished", dir=out.parent))
+    try:
+        malformed = _first_pass(inputs, out, options, folder, report, progress)
+        _second_pass(out, options, folder, report)
+        listed = out.with_name(out.name + ".malformed.jsonl")
+        if malformed:
+            with written_whole(listed) as file:
+                for path, line, reason in malformed:
+                    file.write(json_line({"file": path, "line": line, "reason": reason}))
+            report.malformed_list = str(listed)
+        else:
+            listed.unlink(missing_ok=True)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return report
+
+
+def _first_pass(
+    inputs: list[str], out: Path, options: BuildOptions, folder: Path, report: BuildReport, progress: bool | None
+) -> list[tuple[str, int, str]]:
+    converting = ConvertOptions(options.forks, options.last_only, options.seed)
+    malformed: list[tuple[str, int, str]] = []
+    known: set[int] = set()
+    names = [str(out)] if options.append and out.exists() else []
+    with (
+        open(folder / "lines", "wb") as lines,
+        open(folder / "index", "wb") as index,
+        open(folder / "signatures", "wb") as signatures,
+    ):
+
+        def store(converted: Converted, fresh: bool) -> None:
+            chosen = converted.index
+            kept_lines, kept_signatures = converted.lines, converted.signatures
+            if fresh and known:
+                new = np.array([value not in known for value in chosen["record"].tolist()], bool)
+                report.known += int((~new).sum())
+                kept_lines = [line for line, is_new in zip(kept_lines, new, strict=True) if is_new]
+                chosen, kept_signatures = chosen[new], kept_signatures[new]
+            lines.writelines(kept_lines)
+            index.write(chosen.tobytes())
+            signatures.write(kept_signatures.tobytes())
+
+        # Trees that are there come first, so that what is new can be compared with them.
+        for name in names:
+            for batch in read_batches(name):
+                converted = keep(batch, converting)
+                known.update(converted.index["record"].tolist())
+                report.kept += len(converted.lines)
+                store(converted, False)
+        total = input_bytes(inputs)
+        # The processes are made before the bar, which starts a thread.
+        with (
+            _Workers(options.workers, total, converting) as workers,
+            tqdm(
+                total=total or None,
+                unit="B",
+                unit_scale=True,
+                disable=not (sys.stderr.isatty() if progress is None else progress),
+                leave=False,
+            ) as bar,
+        ):
+            finished = 0
+            for name in inputs:
+                size = input_bytes([name])
+                for batch, converted in workers.map(read_batches(name, options.source)):
+                    report.records += converted.records
+                    report.answers += len(converted.lines)
+                    report.malformed += len(converted.malformed)
+                    if options.strict and converted.malformed:
+                        line, reason = converted.malformed[0]
+                        raise ValueError(f"{batch.path}, line {line}: {reason}")
+                    malformed += [(batch.path, line, reason) for line, reason in converted.malformed]
+                    store(converted, True)
+                    bar.update(finished + min(batch.done, size) - bar.n)
+                    bar.set_postfix_str(f"{report.answers:,} answers", refresh=False)
+                finished += size
+    return malformed
+
+
+class _Workers:
+    """Converts batches in order, in processes where there is enough to do."""
+
+    def __init__(self, workers: int | None, total_bytes: int, options: ConvertOptions) -> None:
+        count = workers or len(os.sched_getaffinity(0))
+        self._options = options
+        self._count = count
+        self._pool = None
+        if count > 1 and (total_bytes == 0 or total_bytes > _SMALL_INPUT_BYTES):
+            # By fork: a fresh Python would import torch first, which takes longer than most builds.
+            self._pool = concurrent.futures.ProcessPoolExecutor(
+                count, multiprocessing.get_context("fork"), signal.signal, (signal.SIGINT, signal.SIG_IGN)
+            )
+
+    def map(self, batches: Iterator[Batch]) -> Iterator[tuple[Batch, Converted]]:
+        """(batch, what became of it), reading ahead as far as the processes need."""
+        if self._pool is None:
+            for batch in batches:
+                yield batch, convert(batch, self._options)
+            return
+        pending: collections.deque[tuple[Batch, concurrent.futures.Future[Converted]]] = collections.deque()
+        try:
+            for batch in batches:
+                pending.append((batch, self._pool.submit(convert, batch, self._options)))
+                if len(pending) > 2 * self._count:
+                    yield _result(pending)
+            while pending:
+                yield _result(pending)
+        finally:
+            for _, future in pending:
+                future.cancel()
+
+    def __enter__(self) -> _Workers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+
+def _result(pending: collections.deque[Any]) -> tuple[Batch, Converted]:
+    batch, future = pending.popleft()
+    return batch, future.result()
+
+
+def _second_pass(out: Path, options: BuildOptions, folder: Path, report: BuildReport) -> None:
+    index = np.fromfile(folder / "index", INDEX)
+    sides = _sides(index, folder / "signatures", options, report)
+    wanted = _wanted(index, options)
+    report.dropped = int((~wanted).sum())
+    report.written = int(wanted.sum())
+    report.forked = int(index["forked"][wanted].sum())
+    report.heldout = int((sides[wanted] == HELDOUT).sum())
+    with open(folder / "lines", "rb") as lines, written_whole(out) as file:
+        _write_chosen(lines, file, wanted, (sides == HELDOUT) & ~index["kept"])
+
+
+def _write_chosen(lines: BinaryIO, file: BinaryIO, wanted: np.ndarray, heldout: np.ndarray) -> None:
+    write: Callable[[bytes], Any] = file.write
+    for line, is_wanted, is_heldout in zip(lines, wanted.tolist(), heldout.tolist(), strict=True):
+        if is_wanted:
+            write(HELDOUT_START + line[len(LINE_START) :] if is_heldout else line)
+
+
+def _sides(index: np.ndarray, signatures: Path, options: BuildOptions, report: BuildReport) -> np.ndarray:
+    keys, first, inverse = np.unique(index["key"], return_index=True, return_inverse=True)
+    report.prompts = len(keys)
+    if not len(keys):
+        return np.zeros(0, np.uint8)
+    mapped = np.memmap(signatures, np.uint32, "r", shape=(len(index), PERMUTATIONS))
+    order = np.argsort(first)  # as they came, so that the disk is read forward
+    groups = np.empty(len(keys), np.int64)
+    groups[order] = order[near_duplicates(_Rows(mapped, first[order]), options.similarity)]
+    sizes = np.bincount(groups)
+    report.groups, report.largest_group = int((sizes > 0).sum()), int(sizes.max())
+    fixed = np.full(len(keys), UNDECIDED, np.uint8)
+    np.maximum.at(fixed, inverse, index["side"])
+    sides = choose_sides(keys, groups, fixed, options.heldout)[inverse]
+    return np.where(index["side"] != UNDECIDED, index["side"], sides)
+
+
+class _Rows:
+    """Chosen rows of a mapped array, read when they are asked for."""
+
+    def __init__(self, mapped: np.ndarray, rows: np.ndarray) -> None:
+        self._mapped = mapped
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, place: Any) -> np.ndarray:
+        if isinstance(place, tuple):
+            return self._mapped[self._rows[place[0]], place[1]]
+        return self._mapped[self._rows[place]]
+
+
+def _wanted(index: np.ndarray, options: BuildOptions) -> np.ndarray:
+    """Which trees are written: all that fork, and of the rest as many as the ratio allows, chosen by their hash."""
+    wanted = np.ones(len(index), bool)
+    negatives = np.flatnonzero(~index["forked"])
+    if options.negatives is None:
+        return wanted
+    new = negatives[~index["kept"][negatives]]
+    room = round(options.negatives * int(index["forked"].sum())) - (len(negatives) - len(new))
+    if room < len(new):
+        by_hash = np.argsort(index["record"][new] ^ np.uint64(options.seed * 0x9E3779B97F4A7C15 % 2**64), kind="stable")
+        wanted[new[by_hash[max(0, room) :]]] = False
+    return wanted
+
+
+def report_lines(report: BuildReport) -> str:
+    """The report for a terminal."""
+    share = report.forked / report.written if report.written else 0.0
+    lines = [
+        f"{report.written:,} trees written, {report.forked:,} of them fork ({share:.0%}), {report.heldout:,} held out",
+        f"{report.records:,} records read, {report.answers:,} answers, {report.malformed:,} malformed records left out",
+        f"{report.prompts:,} prompts in {report.groups:,} groups of near duplicates, the largest of "
+        f"{report.largest_group:,}",
+    ]
+    if report.dropped:
+        lines.append(f"{report.dropped:,} answers without a fork left out by the ratio")
+    if report.kept or report.known:
+        lines.append(f"{report.kept:,} trees were there before; {report.known:,} answers were among them already")
+    return "\n".join(lines)
+
+
+def malformed_lines(report: BuildReport, most: int = 20) -> str:
+    """The first malformed records for a terminal: file, line, reason."""
+    if report.malformed_list is None:
+        return ""
+    shown = []
+    with open(report.malformed_list, encoding="utf-8") as file:
+        for number, line in enumerate(file):
+            if number == most:
+                break
+            entry = json.loads(line)
+            shown.append(f"{entry['file']}, line {entry['line']}: {entry['reason']}")
+    if report.malformed > len(shown):
+        shown.append(f"... and {report.malformed - len(shown):,} more; all are in {report.malformed_list}")
+    return "\n".join(shown)

@@ -1,0 +1,124 @@
+"""Chat records as people have them, and the answers in them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from apar.data.records import Message
+
+_ROLES = {
+    "human": "user", "user": "user", "prompter": "user",
+    "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant", "bard": "assistant", "bing": "assistant",
+    "model": "assistant", "bot": "assistant", "system": "system", "tool": "tool", "function": "tool",
+}  # fmt: skip
+_PROMPT_KEYS = ("prompt", "instruction", "question")
+_ANSWER_KEYS = ("response", "output", "completion", "answer")
+_USED = {"messages", "conversations", "conversation", "input", "system", "tree", "split", *_PROMPT_KEYS, *_ANSWER_KEYS}
+
+
+class MalformedRecord(ValueError):
+    """A record that is in none of the formats, or has no answer."""
+
+
+@dataclasses.dataclass(slots=True)
+class Answer:
+    """messages: what was said before it. text: the answer. extra: the record's other plain values."""
+
+    messages: list[Message]
+    text: str
+    extra: dict[str, Any]
+
+
+def answers(record: Any, *, last_only: bool = False) -> list[Answer]:
+    """The answers of a record, one per turn of the assistant (or the last one alone), each with what came before.
+
+    Formats, told by their keys: ``messages`` or ``conversations`` with role and content, or with from and value as
+    ShareGPT has them; ``prompt`` or ``instruction`` (with ``input``) and ``response`` or ``output``, where the prompt
+    may be a list of messages. Turns of the assistant before anything was asked are no answers.
+
+    Raises:
+        MalformedRecord: says what is wrong.
+    """
+    if not isinstance(record, dict):
+        raise MalformedRecord(f"expected an object, got {type(record).__name__}")
+    extra = {
+        key: value for key, value in record.items() if key not in _USED and isinstance(value, (str, int, float, bool))
+    }
+    for key in ("messages", "conversations", "conversation"):
+        if record.get(key) is not None:
+            found = _turns(_messages(record[key], key, record.get("system")), extra)
+            break
+    else:
+        found = [_pair(record, extra)]
+    if not found:
+        raise MalformedRecord("there is no answer of the assistant")
+    return found[-1:] if last_only else found
+
+
+def _turns(messages: list[Message], extra: dict[str, Any]) -> list[Answer]:
+    found = []
+    asked = False
+    for number, message in enumerate(messages):
+        asked |= message["role"] == "user"
+        if message["role"] == "assistant" and asked:
+            if not message["content"].strip():
+                raise MalformedRecord(f"message {number + 1}: the answer is empty")
+            found.append(Answer(messages[:number], message["content"], extra))
+    return found
+
+
+def _messages(items: Any, key: str, system: Any = None) -> list[Message]:
+    if not isinstance(items, list) or not items:
+        raise MalformedRecord(f"{key}: expected a list of messages, got {_kind(items)}")
+    messages: list[Message] = []
+    if isinstance(system, str) and system:
+        messages.append({"role": "system", "content": system})
+    for number, item in enumerate(items, 1):
+        if not isinstance(item, dict):
+            raise MalformedRecord(f"{key}: message {number} is {_kind(item)}, expected an object")
+        name = item.get("role", item.get("from"))
+        role = _ROLES.get(name.lower()) if isinstance(name, str) else None
+        if role is None:
+            raise MalformedRecord(f"{key}: message {number} has the role {name!r:.40}, expected user, assistant, ...")
+        content = item.get("content", item.get("value"))
+        messages.append({"role": role, "content": _text(content, f"{key}: message {number}")})
+    return messages
+
+
+def _text(content: Any, place: str) -> str:
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list) and all(isinstance(part, dict) for part in content):
+        parts = [part.get("text") for part in content]
+        if all(isinstance(part, str) for part in parts):
+            return "".join(parts)
+    raise MalformedRecord(f"{place}: expected text, got {_kind(content)}")
+
+
+def _pair(record: dict[str, Any], extra: dict[str, Any]) -> Answer:
+    prompt_key = next((key for key in _PROMPT_KEYS if record.get(key) is not None), None)
+    answer_key = next((key for key in _ANSWER_KEYS if record.get(key) is not None), None)
+    if prompt_key is None or answer_key is None:
+        raise MalformedRecord(
+            "expected messages, conversations, or prompt|instruction with response|output; "
+            f"got the keys {', '.join(map(str, record)) or 'none'}"[:300]
+        )
+    text = _text(record[answer_key], answer_key)
+    if not text.strip():
+        raise MalformedRecord(f"{answer_key}: the answer is empty")
+    if isinstance(record[prompt_key], list):
+        return Answer(_messages(record[prompt_key], prompt_key, record.get("system")), text, extra)
+    prompt = _text(record[prompt_key], prompt_key)
+    if record.get("input"):
+        prompt += "\n\n" + _text(record["input"], "input")
+    if not prompt.strip():
+        raise MalformedRecord(f"{prompt_key}: the prompt is empty")
+    messages = [{"role": "user", "content": prompt}]
+    if isinstance(record.get("system"), str) and record["system"]:
+        messages.insert(0, {"role": "system", "content": record["system"]})
+    return Answer(messages, text, extra)
+
+
+def _kind(value: Any) -> str:
+    return "nothing" if value is None else f"{type(value).__name__} {value!r:.40}"

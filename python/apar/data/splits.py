@@ -1,0 +1,102 @@
+"""Which prompts are held out: by a hash, with prompts that are nearly the same on one side."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import zlib
+
+import numpy as np
+
+UNDECIDED, TRAIN, HELDOUT = 0, 1, 2
+
+PERMUTATIONS = 64
+_BANDS = 16
+_ROWS = PERMUTATIONS // _BANDS
+_SHINGLE_WORDS = 3
+_MOST_WORDS = 2000
+_WORD = re.compile(r"\w+")
+_random = np.random.default_rng(20240112)
+_FACTORS = _random.integers(1, 2**63, PERMUTATIONS, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+_OFFSETS = _random.integers(0, 2**63, PERMUTATIONS, dtype=np.uint64)
+_MIX = np.uint64(0x9E3779B97F4A7C15)
+
+
+def normalized_words(prompt: str) -> list[str]:
+    """The words of a prompt without case, punctuation and spacing."""
+    return _WORD.findall(prompt.lower())
+
+
+def prompt_key(words: list[str], seed: int) -> int:
+    """64 bits that depend on a prompt's words and the seed."""
+    text = " ".join(words).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8, key=seed.to_bytes(8, "little")).digest(), "little")
+
+
+def signature(words: list[str]) -> np.ndarray:
+    """uint32 [64]: the MinHash of runs of three words. The share of equal places estimates how alike prompts are."""
+    hashes = np.array([zlib.crc32(word.encode("utf-8", "surrogatepass")) for word in words[:_MOST_WORDS]], np.uint64)
+    if not len(hashes):
+        return np.zeros(PERMUTATIONS, np.uint32)
+    runs = hashes[: max(1, len(hashes) - _SHINGLE_WORDS + 1)].copy()
+    for place in range(1, min(_SHINGLE_WORDS, len(hashes))):
+        runs = runs * _MIX + hashes[place : place + len(runs)]
+    permuted = (runs[None, :] * _MIX ^ (runs[None, :] >> np.uint64(29))) * _FACTORS[:, None] + _OFFSETS[:, None]
+    return (permuted >> np.uint64(32)).min(axis=1).astype(np.uint32)
+
+
+def near_duplicates(signatures: np.ndarray, similarity: float) -> np.ndarray:
+    """Groups prompts that are alike: int64 [n], for each the first member of its group.
+
+    signatures: uint32 [n, 64], may be mapped from a file. similarity: the estimated share of common runs of words from
+    which two prompts count as alike, 0 to 1. Of pairs as alike as 0.7 1 % are missed, as alike as 0.8 almost none.
+    """
+    parent = np.arange(len(signatures))
+    for band in range(_BANDS):
+        part = np.ascontiguousarray(signatures[:, band * _ROWS : (band + 1) * _ROWS]).astype(np.uint64)
+        hashes = np.zeros(len(part), np.uint64)
+        for column in range(_ROWS):
+            hashes = (hashes ^ part[:, column]) * _MIX
+            hashes ^= hashes >> np.uint64(32)
+        order = np.argsort(hashes, kind="stable")
+        same = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]]) + 1
+        if not len(same):
+            continue
+        starts = np.ones(len(order), bool)
+        starts[same] = False
+        run_first = np.maximum.accumulate(np.where(starts, np.arange(len(order)), 0))
+        for other in (run_first[same], same - 1):  # with the first of the run, and with the one before
+            for begin in range(0, len(same), 1 << 16):
+                left, right = order[other[begin : begin + (1 << 16)]], order[same[begin : begin + (1 << 16)]]
+                alike = (signatures[left] == signatures[right]).mean(axis=1) >= similarity
+                for one, two in zip(left[alike].tolist(), right[alike].tolist(), strict=True):
+                    _join(parent, one, two)
+    return np.array([_root(parent, place) for place in range(len(parent))], np.int64)
+
+
+def choose_sides(keys: np.ndarray, groups: np.ndarray, fixed: np.ndarray, heldout: float) -> np.ndarray:
+    """The side of every prompt, uint8 [n].
+
+    keys: uint64 [n], the hashes of the prompts. groups: int64 [n], of ``near_duplicates``. fixed: uint8 [n], the side
+    where it is given already, which the group then follows. heldout: share of prompts.
+    """
+    smallest = np.full(len(keys), np.iinfo(np.uint64).max, np.uint64)
+    np.minimum.at(smallest, groups, keys)
+    sides = np.where(smallest < np.uint64(min(heldout, 1.0) * float(2**64 - 2**11)), HELDOUT, TRAIN).astype(np.uint8)
+    given = np.zeros(len(keys), np.uint8)
+    np.maximum.at(given, groups, fixed)
+    sides = np.where(given != UNDECIDED, given, sides)[groups]
+    return np.where(fixed != UNDECIDED, fixed, sides)
+
+
+def _root(parent: np.ndarray, place: int) -> int:
+    while parent[place] != place:
+        parent[place] = parent[parent[place]]
+        place = parent[place]
+    return int(place)
+
+
+def _join(parent: np.ndarray, one: int, two: int) -> None:
+    one, two = _root(parent, one), _root(parent, two)
+    if one != two:
+        parent[max(one, two)] = min(one, two)
