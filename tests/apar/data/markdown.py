@@ -76,3 +76,9 @@ WHOLE_BLOCKS = (
 _BLOCKS = st.sampled_from([*WHOLE_BLOCKS, "~~~\n# open\n", "---\n", "```not code``` text\n", "Title\n=====\n"])
 _LINES = st.tuples(_INDENTS, _MARKERS, _TITLES, _TEXTS, _ENDINGS).map("".join)
 MARKDOWN = st.lists(_LINES | _BLOCKS, max_size=14).map("".join)
+
+PLAIN_MARKDOWN = (
+    st.lists(_LINES, max_size=8)
+    .map("".join)
+    .filter(lambda text: not any(mark in text for mark in ("```", "~~~", "$$", "\\")))
+)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 
 import pytest
 from apar.data.forks import MAX_FORKS, ForkOptions, paragraph_tree
@@ -13,7 +12,7 @@ from apar.tree import ParagraphTree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.apar.data.markdown import MARKDOWN, WHOLE_BLOCKS, chat_records, needs_shared_data
+from tests.apar.data.markdown import MARKDOWN, PLAIN_MARKDOWN, WHOLE_BLOCKS, chat_records, needs_shared_data
 
 LONG = "It keeps the mind clear and the body ready for the day."
 
@@ -257,11 +256,16 @@ def check_tree(text: str, tree: ParagraphTree, options: ForkOptions) -> None:
             assert node.next is not None, "as the decoder's trees, where a branch goes on behind a fork"
             assert len(node.detail.text.strip()) >= options.min_detail
             assert node.detail.text == node.detail.text.rstrip()
-    edges = list(itertools.accumulate(len(node.own) for node in tree))
-    for block in WHOLE_BLOCKS:
-        for match in re.finditer(rf"^{re.escape(block)}", text, re.MULTILINE):
-            inside = [edge for edge in edges if match.start() < edge < match.end() - 1]
-            assert not inside, (text, block, inside)
+
+
+@settings(max_examples=150, deadline=None)
+@given(before=PLAIN_MARKDOWN, block=st.sampled_from(WHOLE_BLOCKS), after=MARKDOWN, max_depth=st.integers(1, 4))
+def test_whole_blocks_are_never_cut_wherever_they_stand(before: str, block: str, after: str, max_depth: int) -> None:
+    before += "\n\n" if block.startswith(("|", ">")) else "\n"
+    options = ForkOptions(max_depth=max_depth, min_detail=1, short_text=0, fork_references=True)
+    tree = paragraph_tree(before + block + after, "", options)
+    edges = itertools.accumulate(len(node.own) for node in tree)
+    assert not [edge for edge in edges if len(before) < edge < len(before + block) - 1]
 
 
 @needs_shared_data
