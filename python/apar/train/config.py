@@ -51,7 +51,8 @@ class TrainConfig:
         length: tokens of a row, into which several trees are packed. rows: rows of a micro-batch and device.
         accumulate: micro-batches of a step. steps, or epochs: how long (one of them).
         learning_rate, schedule, warmup_steps, warmup_ratio, weight_decay, beta2, max_grad_norm, optimizer: as in
-            transformers.TrainingArguments (``schedule`` is its lr_scheduler_type, ``optimizer`` its optim).
+            transformers.TrainingArguments (``schedule`` is its lr_scheduler_type, ``optimizer`` its optim, or "muon":
+            see apar.train.muon, for models trained from nothing).
         min_learning_rate: where the schedule ends (0: as the schedule says); with ``schedule: cosine``.
         precision: "bfloat16" computes in mixed precision, weights stay float32. attention: see apar.train.attention.
         compile: compile the model with torch.compile.

@@ -18,6 +18,7 @@ from transformers import PrinterCallback, TrainingArguments
 from transformers.utils import logging
 
 from apar.data import TreeRecord, read_trees
+from apar.train import muon
 from apar.train.attention import implementation_for, register
 from apar.train.config import TrainConfig, nearest
 from apar.train.dataset import RowDataset, TreeStore
@@ -75,6 +76,7 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
     if not progress:
         logging.disable_progress_bar()
     log = RunLog(output, rows_per_step * config.length, shown=not progress)
+    muon_options = {name: getattr(config, name) for name in ("learning_rate", "weight_decay", "beta2")}
     trainer = TreeTrainer(
         model,
         arguments,
@@ -84,6 +86,7 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
         tokenizer=tokenizer,
         implementation=implementation,
         keep_checkpoints=config.keep_checkpoints,
+        optimizer_and_options=(muon.make_muon, muon_options) if config.optimizer == muon.NAME else None,
         callbacks=[log],
     )
     trainer.remove_callback(PrinterCallback)  # the log says the same
@@ -165,7 +168,7 @@ def _arguments_of(config: TrainConfig, steps: int, has_heldout: bool) -> dict[st
         "weight_decay": config.weight_decay,
         "adam_beta2": config.beta2,
         "max_grad_norm": config.max_grad_norm,
-        "optim": config.optimizer,
+        "optim": "adamw_torch_fused" if config.optimizer == muon.NAME else config.optimizer,
         "bf16": config.precision == "bfloat16",
         "torch_compile": config.compile,
         **({_CHECKPOINTING: True} if config.activation_checkpointing else {}),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class TreeTrainer(Trainer):
         tokenizer: Any,
         implementation: str,
         keep_checkpoints: int,
+        optimizer_and_options: tuple[Callable[..., Any], dict[str, Any]] | None = None,
         callbacks: Sequence[Any] = (),
     ) -> None:
         super().__init__(
@@ -45,6 +46,9 @@ class TreeTrainer(Trainer):
             train_dataset=rows,
             eval_dataset=heldout,
             callbacks=list(callbacks),
+            # Trainer calls what it takes for a class, and what comes of that with the model and the options.
+            optimizer_cls_and_kwargs=optimizer_and_options
+            and (lambda: optimizer_and_options[0], optimizer_and_options[1]),
         )
         self.model_accepts_loss_kwargs = True  # the loss is divided by the sum of weights, not by Trainer
         self.tokenizer = tokenizer

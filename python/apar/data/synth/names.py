@@ -8,6 +8,8 @@ from __future__ import annotations
 import random
 import zlib
 
+from apar.data.synth import words
+
 HELD_OUT_SHARE = 8
 """One name in so many is held out."""
 
@@ -69,6 +71,23 @@ def draw_names(rng: random.Random, counts: dict[str, int], *, held_out: bool) ->
                 names[kind].append(name)
                 beginnings.add(name[:3])
     return names
+
+
+def draw_words(rng: random.Random, count: int, *, held_out: bool) -> list[str]:
+    """Names, numbers and the words that worlds are made of, in no order; some of them twice."""
+    kinds = rng.choices(("person", "place", "thing", "number", "word", "again"), (3, 3, 3, 2, 6, 1), k=count)
+    names = draw_names(rng, {kind: kinds.count(kind) for kind in ("person", "place", "thing")}, held_out=held_out)
+    drawn: list[str] = []
+    for kind in kinds:
+        if kind == "again" and drawn:
+            drawn.append(rng.choice(drawn))
+        elif kind in names:
+            drawn.append(names[kind].pop())
+        elif kind == "number":
+            drawn.append(str(rng.choice((rng.randrange(100), rng.randrange(3000)))))
+        else:
+            drawn.append(rng.choice(words.ALL))
+    return drawn
 
 
 def _make_up(rng: random.Random, kind: str) -> str:

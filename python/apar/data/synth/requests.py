@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from apar.data.synth import answers
 from apar.data.synth.facts import join
+from apar.data.synth.names import draw_words
 from apar.data.synth.topics import Attribute
 from apar.data.synth.wordings import (
     ABOUT,
@@ -161,6 +162,17 @@ def _chat(rng: random.Random, world: World, held_out: bool) -> Request:
     return Request("chat", rng.choice(new if held_out else said), answers.plain(answer))
 
 
+def _repeat(rng: random.Random, world: World, held_out: bool) -> Request:
+    words = draw_words(rng, rng.randint(6, 40), held_out=held_out)
+    separator = rng.choice((" ", " ", ", ", "; ", "\n"))
+    # From the start, or from a word that occurs once.
+    once = [place for place, word in enumerate(words) if words.count(word) == 1]
+    begin = rng.choice(once) if once and rng.random() < 0.5 else 0
+    first = f" from {words[begin]}" if begin else ""
+    text = f"Repeat{first}:\n{separator.join(words)}"
+    return Request("repeat", text, answers.plain(separator.join(words[begin:])))
+
+
 KINDS: dict[str, Kind] = {
     "overview": Kind(_listing("overview", OVERVIEW, answers.overview), 22, True),
     "instructions": Kind(_listing("instructions", INSTRUCT, answers.instructions), 6, True),
@@ -176,8 +188,9 @@ KINDS: dict[str, Kind] = {
     "yes_no": Kind(_yes_no, 3, False),
     "paragraph": Kind(_paragraph, 3, False),
     "chat": Kind(_chat, 1, False),
+    "repeat": Kind(_repeat, 0, False),
 }
-"""What a prompt can ask for, by name."""
+"""What a prompt can ask for, by name. "repeat" is drawn only when it is asked for: copying, to begin a training with."""
 
 ORDERED_NAMES = (STEPS, DAYS)
 """Topics of these names are what instructions and plans are about."""

@@ -48,3 +48,6 @@ DAYS = _list("Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday")
 TEAMS = _list("North, South, East, West, Alpha, Beta, Gamma, Delta, Red, Blue, Green, Silver")
 SHELVES = _list("Shelf A, Shelf B, Shelf C, Shelf D, Shelf E, Shelf F, Shelf G, Shelf H")
 HOUSES = _list("River House, Bird House, Night House, Desert House, Forest House, Ice House, Farm House, Old House")
+
+ALL = tuple(sorted({word for words in list(globals().values()) if isinstance(words, tuple) for word in words}))
+"""All of them, each once."""

@@ -20,7 +20,10 @@ SPLITS = ("train", "heldout")
 WORDINGS = {
     name: value
     for name, value in {**vars(wordings), **wordings.IN_STYLE}.items()
-    if name != "ORDERED_NAMES" and isinstance(value, tuple) and len(value) == 2 and all(isinstance(side, tuple) for side in value)
+    if name != "ORDERED_NAMES"
+    and isinstance(value, tuple)
+    and len(value) == 2
+    and all(isinstance(side, tuple) for side in value)
 }
 
 
