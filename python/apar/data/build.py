@@ -72,8 +72,8 @@ class BuildOptions:
 class BuildReport:
     """records: read. malformed: of them left out. answers: in the records that are not. known: there already (append).
 
-    dropped: answers without a fork beyond the ratio. written: trees in the result, of which forked, heldout, kept (those
-    that were there before). prompts: different ones. groups: of prompts that are nearly the same, each on one side;
+    dropped: answers without a fork beyond the ratio. written: trees in the result, of which forked, heldout, and kept
+    (those that were there before). prompts: different ones. groups: of prompts that are nearly the same, each on one side;
     largest_group: prompts in the largest. malformed_list: where the malformed ones are listed, if there are any.
     """
 

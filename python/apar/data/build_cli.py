@@ -59,7 +59,7 @@ def add_parser(commands: Any) -> None:
     )
     cut.add_argument("--fork-references", action="store_true", help="fork also details that refer to their siblings")
     choice = parser.add_argument_group("what is written")
-    choice.add_argument("--last-turn", action="store_true", help="of a conversation only the last answer, not every one")
+    choice.add_argument("--last-turn", action="store_true", help="of a conversation only the last answer, not each")
     choice.add_argument(
         "--negatives",
         type=float,

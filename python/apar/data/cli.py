@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-COMMANDS = {"build": "apar.data.build_cli", "synth": "apar.data.synth.cli"}
+COMMANDS = ("apar.data.build_cli", "apar.data.stats_cli", "apar.data.synth.cli")
 
 
 def add_parser(commands: Any) -> None:
@@ -14,5 +14,5 @@ def add_parser(commands: Any) -> None:
         description="Paragraph trees for tuning: text whose details can be written in parallel, marked as such.",
     )
     parts = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for module in COMMANDS.values():
+    for module in COMMANDS:
         importlib.import_module(module).add_parser(parts)

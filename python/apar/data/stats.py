@@ -1,0 +1,184 @@
+"""`apar data stats`: what a file of trees holds, and what its forks could save."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from apar.data.records import TreeRecord
+from apar.data.shape import TreeShape, estimate_tokens, tree_shape
+
+ALL = "all"
+
+
+@dataclasses.dataclass
+class Summary:
+    """Numbers of one source of trees.
+
+    records: all; heldout, forked: of them. tokens: of all answers. children (details of a tree at all levels), width
+    (branches at once, at most) and detail_tokens are mean, median and 90 % quantile over the trees that fork, or over
+    their details. depth: trees by levels of branches. Speed-ups are of ideal steps: tokens over steps until the last
+    branch ends, if all branches are written at once and control tokens cost nothing; over all records, where an answer
+    without a fork counts 1, over those that fork, and tokens of all answers over steps of all.
+    """
+
+    records: int
+    heldout: int
+    forked: int
+    tokens: int
+    children: dict[str, float]
+    width: dict[str, float]
+    detail_tokens: dict[str, float]
+    depth: dict[int, int]
+    speedup: dict[str, float]
+    speedup_of_forked: dict[str, float]
+    speedup_by_tokens: float
+
+    @property
+    def forked_share(self) -> float:
+        return self.forked / self.records if self.records else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "forked_share": self.forked_share}
+
+
+@dataclasses.dataclass
+class Shapes:
+    """The shapes of one source's trees, as they were read."""
+
+    shapes: list[TreeShape] = dataclasses.field(default_factory=list)
+    heldout: int = 0
+
+    def summary(self) -> Summary:
+        forked = [shape for shape in self.shapes if shape.forks]
+        tokens, steps = (sum(getattr(shape, name) for shape in self.shapes) for name in ("tokens", "steps"))
+        depths = np.bincount([shape.depth for shape in self.shapes] or [0])
+        return Summary(
+            records=len(self.shapes),
+            heldout=self.heldout,
+            forked=len(forked),
+            tokens=tokens,
+            children=_spread([shape.forks for shape in forked]),
+            width=_spread([shape.width for shape in forked]),
+            detail_tokens=_spread([size for shape in forked for size in shape.details]),
+            depth={depth: int(count) for depth, count in enumerate(depths) if count and depth},
+            speedup=_spread([shape.speedup for shape in self.shapes]),
+            speedup_of_forked=_spread([shape.speedup for shape in forked]),
+            speedup_by_tokens=tokens / steps if steps else 1.0,
+        )
+
+
+def measure(
+    records: Iterable[TreeRecord], *, by: str = "source", count_tokens: Callable[[str], int] = estimate_tokens
+) -> dict[str, Shapes]:
+    """The shapes of trees per source and, under "all", of all together.
+
+    by: "source", "split", or the name of an extra value of the records ("model").
+    count_tokens: tokens of a piece of text; an estimate by default.
+    """
+    found: dict[str, Shapes] = {}
+    everything = Shapes()
+    for record in records:
+        name = getattr(record, by) if by in ("source", "split") else record.extra.get(by, "")
+        shape = tree_shape(record.tree, count_tokens)
+        for shapes in (found.setdefault(str(name), Shapes()), everything):
+            shapes.shapes.append(shape)
+            shapes.heldout += record.split == "heldout"
+    found = dict(sorted(found.items()))
+    if len(found) != 1:
+        found[ALL] = everything
+    return found
+
+
+def table(summaries: dict[str, Summary]) -> str:
+    """The summaries for a terminal, a line each; mean / median / 90 % quantile where there are three numbers."""
+    heads = ["", "records", "forked", "children", "width", "detail tokens", "speed-up", "of forked", "by tokens"]
+    rows = [
+        [
+            name,
+            f"{one.records:,}",
+            f"{one.forked_share:.0%}",
+            _three(one.children, 1),
+            _three(one.width, 1),
+            _three(one.detail_tokens, 0),
+            _three(one.speedup, 2),
+            _three(one.speedup_of_forked, 2),
+            f"{one.speedup_by_tokens:.2f}",
+        ]
+        for name, one in summaries.items()
+    ]
+    widths = [max(len(row[column]) for row in [heads, *rows]) for column in range(len(heads))]
+    lines = [
+        "  ".join(cell.ljust(width) if column == 0 else cell.rjust(width) for column, (cell, width) in enumerate(cells))
+        for cells in (list(zip(row, widths, strict=True)) for row in [heads, *rows])
+    ]
+    return "\n".join([*(line.rstrip() for line in lines), "", "mean / median / 90 % quantile; speed-up: ideal steps"])
+
+
+def draw(shapes: dict[str, Shapes], path: str) -> None:
+    """Distributions as a picture: forked share and speed-up per source; children, width, details, speed-up of all.
+
+    Raises:
+        RuntimeError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise RuntimeError("a picture needs the package matplotlib: pip install 'apar[data]'") from error
+    everything = shapes.get(ALL) or next(iter(shapes.values()), Shapes())
+    summaries = {name: one.summary() for name, one in shapes.items()}
+    forked = [shape for shape in everything.shapes if shape.forks]
+    figure = Figure(figsize=(13, 7), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2, 3).ravel()
+    names = list(summaries)
+    axes[0].barh(names, [one.forked_share for one in summaries.values()], color="#4477aa")
+    axes[0].set(title="answers that fork", xlim=(0, 1))
+    axes[1].barh(names, [one.speedup["mean"] for one in summaries.values()], color="#4477aa")
+    axes[1].set(title="ideal speed-up, mean of all answers")
+    for axis in axes[:2]:
+        axis.invert_yaxis()
+    for axis, title, values in (
+        (axes[2], "ideal speed-up of answers that fork", [shape.speedup for shape in forked]),
+        (axes[3], "details of an answer", [shape.forks for shape in forked]),
+        (axes[4], "branches at once", [shape.width for shape in forked]),
+        (axes[5], "tokens of a detail", [size for shape in forked for size in shape.details]),
+    ):
+        if values:
+            most = float(np.quantile(values, 0.99))
+            whole = isinstance(values[0], int) and most < 60
+            bins = np.arange(0.5, most + 1.5) if whole else 40
+            axis.hist(np.minimum(values, most), bins=bins, color="#228833")
+        axis.set(title=title)
+        axis.set_ylabel("count")
+    figure.savefig(path, dpi=120, format="png")
+
+
+def tokenizer_counter(path: str) -> Callable[[str], int]:
+    """Counts tokens with the tokenizer of a folder or hub id, special tokens left out."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except Exception as error:  # transformers raises many types here
+        raise ValueError(f"tokenizer: none found at {path!r} ({error})") from error
+    return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _spread(values: list[Any]) -> dict[str, float]:
+    if not values:
+        return {"mean": 0.0, "median": 0.0, "p90": 0.0}
+    array = np.asarray(values, float)
+    return {
+        "mean": float(array.mean()),
+        "median": float(np.median(array)),
+        "p90": float(np.quantile(array, 0.9)),
+    }
+
+
+def _three(spread: dict[str, float], digits: int) -> str:
+    return " / ".join(f"{spread[name]:.{digits}f}" for name in ("mean", "median", "p90"))
