@@ -149,7 +149,7 @@ def one_row_per_branch(tree: PackedTree) -> Iterator[PackedTree]:
     number = np.where(tree.branch < 0, ~tree.branch, tree.branch)
     layout = lay_out(tree.branch)
     places = np.arange(len(tree))
-    for branch in range(number.max() + 1):
+    for branch in np.unique(number):
         own = np.flatnonzero(number == branch)
         # What the branch's first token sees, and then its own tokens.
         path = np.r_[np.flatnonzero((places < own[0]) & (layout.ends > own[0])), own]

@@ -28,12 +28,7 @@ from apar.train.model_setup import load_model, load_tokenizer, prepare_for_savin
 from apar.train.saving import WRITE_ERRORS, checkpoints, move_files, whole_folder
 from apar.train.trainer import TreeTrainer
 
-# Its name before transformers 5.2x; both are known for a while.
-_CHECKPOINTING = next(
-    field.name
-    for field in dataclasses.fields(TrainingArguments)
-    if field.name in ("activation_checkpointing", "gradient_checkpointing")
-)
+_TRAINING_FIELDS = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
 SUMMARY_FILE = "training.json"
 
 
@@ -137,11 +132,10 @@ def _read_data(config: TrainConfig, tokenizer: Any, grammar: Any) -> tuple[dict[
 
 def _arguments_beside(config: TrainConfig) -> dict[str, Any]:
     """What the config says of TrainingArguments by its own name. Raises ValueError for what it cannot say."""
-    known = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
     ours = set(_arguments_of(config, 1, False))
     for name in config.trainer:
-        if name not in known:
-            raise ValueError(f"trainer.{name}: unknown key{nearest(name, known)}")
+        if name not in _TRAINING_FIELDS:
+            raise ValueError(f"trainer.{name}: unknown key{nearest(name, _TRAINING_FIELDS)}")
         if name in ours:
             raise ValueError(f"trainer.{name}: is set by the keys of the config itself, expected none")
     if config.lora is not None and config.trainer.get("fsdp"):
@@ -155,6 +149,10 @@ def _arguments_of(config: TrainConfig, steps: int, has_heldout: bool) -> dict[st
     if config.min_learning_rate and schedule == "cosine":
         schedule, schedule_options = "cosine_with_min_lr", {"min_lr": config.min_learning_rate}
     has_gpu = torch.cuda.is_available()
+    # transformers is changing the name.
+    checkpointing = next(
+        name for name in ("activation_checkpointing", "gradient_checkpointing") if name in _TRAINING_FIELDS
+    )
     return {
         "output_dir": config.output,
         "max_steps": steps,
@@ -171,7 +169,7 @@ def _arguments_of(config: TrainConfig, steps: int, has_heldout: bool) -> dict[st
         "optim": "adamw_torch_fused" if config.optimizer == muon.NAME else config.optimizer,
         "bf16": config.precision == "bfloat16",
         "torch_compile": config.compile,
-        **({_CHECKPOINTING: True} if config.activation_checkpointing else {}),
+        **({checkpointing: True} if config.activation_checkpointing else {}),
         "seed": config.seed,
         "use_cpu": not has_gpu,
         "dataloader_pin_memory": has_gpu,
