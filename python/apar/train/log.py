@@ -83,7 +83,7 @@ class RunLog(TrainerCallback):
                 file.write(json.dumps(line) + "\n")
         except OSError as error:  # a full disk must not end a run that can go on
             print(f"apar: {LOG_FILE}: {error}", file=sys.stderr)
-        if self._shown:
+        if self._shown and "save_error" not in line:
             measures = line.get("heldout", line)
             shown = "  ".join(
                 f"{name} {value:.4g}" for name, value in measures.items() if isinstance(value, float | int)

@@ -75,7 +75,7 @@ class TreeTrainer(Trainer):
         total = weights.sum() if num_items_in_batch is None else num_items_in_batch
         loss = (losses * weights).sum() / total.clamp(min=1e-8)
         if not torch.isfinite(loss):
-            self._stop_at_no_number("loss", float(loss))
+            self._stop_at_no_number("loss", loss.item())
         # Gradients of the devices are averaged, their losses were divided by the weights of all.
         return loss * self.accelerator.num_processes
 

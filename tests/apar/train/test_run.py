@@ -1,0 +1,249 @@
+"""Whole runs: what comes out decodes what it learned, and an interrupted run goes on as if it was not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import apar
+import pytest
+import torch
+import yaml
+from apar.cli import main
+from apar.data import write_trees
+from apar.train import train
+from apar.train.log import draw_losses, read_log
+from apar.train.saving import checkpoints
+from apar.train.trainer import TreeTrainer
+
+from tests.apar.train.runs import ANSWERS, TINY_LLAMA, records, tiny_run
+
+
+def losses(folder: Path) -> dict[int, float]:
+    return {line["step"]: line["loss"] for line in read_log(folder / "log.jsonl") if "loss" in line}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_trained_model_decodes_its_trees(tmp_path: Path, tied: bool) -> None:
+    new = {"config": TINY_LLAMA | {"hidden_size": 64, "tie_word_embeddings": tied}}
+    config = tiny_run(tmp_path, model=new, steps=100, learning_rate=4e-3, evaluate_every=20, log_every=20)
+    folder = train(config)
+    model, tokenizer = apar.load(folder)
+    assert model.dtype == torch.float32
+    assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == tied
+    prompts = [record.messages for record in records()]
+    outputs = apar.generate(model, tokenizer, prompts, max_depth=3, max_new_tokens=120)
+    for output, answer in zip(outputs, ANSWERS.values(), strict=True):
+        assert output.tree.to_dict() == answer
+        assert {branch.finish_reason for branch in output.branches} == {"stop"}
+    assert model.generation_config.fork_token_id == tokenizer.convert_tokens_to_ids("[Fork]")
+
+    # The held-out trees are those that were learned.
+    heldout = [line["heldout"] for line in read_log(folder / "log.jsonl") if "heldout" in line]
+    assert len(heldout) == 5
+    assert heldout[0]["token_accuracy"] < 0.9
+    last = heldout[-1]
+    assert last["fork_precision"] == last["fork_recall"] == last["token_accuracy"] == 1.0
+    assert last["trunk_loss"] < heldout[0]["trunk_loss"] / 5
+    trunk, detail = last["trunk_loss"], last["detail_loss"]
+    assert min(trunk, detail) < last["loss"] < max(trunk, detail)
+    assert (folder / "loss.png").stat().st_size > 1000
+    assert not checkpoints(folder)
+    summary = json.loads((folder / "training.json").read_text())
+    assert summary["data"]["train"]["records"] == 3
+    assert summary["data"]["train"]["forks"] == 4
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"accumulate": 2, "lora": {"rank": 2, "dropout": 0.3}, "precision": "bfloat16"}]
+)
+def test_an_interrupted_run_goes_on_as_if_it_was_not(tmp_path: Path, monkeypatch, changes: dict) -> None:
+    options = dict(steps=8, save_every=3, log_every=2, rows=1, evaluate_every=4, weight_decay=0.1, **changes)
+    whole = train(tiny_run(tmp_path, output=str(tmp_path / "whole"), **options))
+    config = tiny_run(tmp_path, output=str(tmp_path / "parts"), **options)
+    plain_step = TreeTrainer.training_step
+
+    def interrupted_step(self, *args, **kwargs):
+        if self.state.global_step == 7:
+            raise KeyboardInterrupt
+        return plain_step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TreeTrainer, "training_step", interrupted_step)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    parts = Path(config.output)
+    assert [folder.name for folder in checkpoints(parts)] == ["checkpoint-3", "checkpoint-6"]
+    assert not (parts / "model.safetensors").exists()
+    with pytest.raises(ValueError, match="holds a run already; --resume goes on with it"):
+        train(config)
+    torch.manual_seed(99)  # what else the process did must not matter
+    train(config, resume=True)
+    expected, found = read_log(whole / "log.jsonl"), read_log(parts / "log.jsonl")
+    assert [line["step"] for line in found] == [line["step"] for line in expected]
+    for line, other in zip(expected, found, strict=True):
+        for name in ("loss", "grad_norm", "learning_rate"):
+            assert line.get(name, 0.0) == pytest.approx(other.get(name, 0.0), abs=1e-6)
+        for name, value in line.get("heldout", {}).items():
+            assert other["heldout"][name] == pytest.approx(value, abs=1e-6)
+    models = [apar.load(folder)[0].state_dict() for folder in (whole, parts)]
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+
+
+def test_accumulated_micro_batches_are_one_batch(tmp_path: Path) -> None:
+    """Rows of very different numbers of targets: a mean of means would differ."""
+    whole = train(tiny_run(tmp_path, output=str(tmp_path / "whole"), rows=2, length=70, weighting="branch"))
+    parts = train(
+        tiny_run(tmp_path, output=str(tmp_path / "parts"), rows=1, accumulate=2, length=70, weighting="branch")
+    )
+    for step, loss in losses(whole).items():
+        assert losses(parts)[step] == pytest.approx(loss, abs=1e-5)
+
+
+def test_the_command_line(tmp_path: Path, capsys) -> None:
+    config = tiny_run(tmp_path)
+    values = {
+        "model": {"config": TINY_LLAMA},
+        "tokenizer": "tokenizer",
+        "data": ["trees.jsonl"],
+        "output": "here",
+        "length": config.length,
+        "epochs": 2,
+        "learning_rate": "1e-3",
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    assert main(["train", str(tmp_path / "config.yaml")]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.strip() == str(tmp_path / "here")
+    assert "3 trees, 4 forks" in captured.err
+    model, _ = apar.load(tmp_path / "here")
+    assert model.dtype == torch.bfloat16
+    assert main(["train", str(tmp_path / "config.yaml")]) == 1
+    assert "--overwrite replaces it" in capsys.readouterr().err
+    assert main(["train", str(tmp_path / "config.yaml"), "--overwrite"]) == 0
+
+
+def test_lora_is_merged_into_the_model_that_comes_out(tmp_path: Path) -> None:
+    base = train(tiny_run(tmp_path, output=str(tmp_path / "base"), steps=1))
+    changes = {"model": str(base), "tokenizer": None, "output": str(tmp_path / "tuned")}
+    tuned = train(tiny_run(tmp_path, **changes, lora={"rank": 4}, learning_rate=0.05))
+    before, after = apar.load(base)[0].state_dict(), apar.load(tuned)[0].state_dict()
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert any("q_proj" in name for name in changed)
+    assert not any("norm" in name for name in changed)
+    rows = (before["model.embed_tokens.weight"] != after["model.embed_tokens.weight"]).any(1)
+    tokenizer = apar.load(tuned)[1]
+    assert sorted(rows.nonzero().flatten().tolist()) == sorted(
+        tokenizer.convert_tokens_to_ids(name) for name in ("[Fork]", "[Child]")
+    )
+
+
+# What goes wrong
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_saves_the_step(tmp_path: Path, monkeypatch) -> None:
+    config = tiny_run(tmp_path, steps=6, save_every=2)
+    plain_step = TreeTrainer.training_step
+
+    def poisoned_step(self, model, *args, **kwargs):
+        if self.state.global_step == 3:
+            with torch.no_grad():
+                next(model.parameters())[5] = torch.nan
+        return plain_step(self, model, *args, **kwargs)
+
+    monkeypatch.setattr(TreeTrainer, "training_step", poisoned_step)
+    with pytest.raises(FloatingPointError, match=r"step 3: the loss is nan, expected a number; the step's data is in"):
+        train(config)
+    output = Path(config.output)
+    [batch] = torch.load(output / "not-a-number-step-3" / "batches.pt")
+    assert batch["ends"].shape == (2, 96)
+    assert "Two tips." in (output / "not-a-number-step-3" / "rows.json").read_text()
+    assert checkpoints(output)[-1].name == "checkpoint-2"
+
+
+def test_a_gradient_that_is_no_number_never_reaches_the_weights(tmp_path: Path, monkeypatch) -> None:
+    config = tiny_run(tmp_path, steps=6, save_every=1)
+    plain_step = TreeTrainer.training_step
+
+    def poisoned_step(self, model, *args, **kwargs):
+        loss = plain_step(self, model, *args, **kwargs)
+        if self.state.global_step == 2:
+            next(model.parameters()).grad[7, 3] = torch.inf
+        return loss
+
+    monkeypatch.setattr(TreeTrainer, "training_step", poisoned_step)
+    with pytest.raises(FloatingPointError, match=r"step 2: the norm of the gradient is (nan|inf)"):
+        train(config)
+    assert checkpoints(Path(config.output))[-1].name == "checkpoint-2"
+
+
+def full_disk(monkeypatch, on_write: int) -> None:
+    """From its ``on_write``-th call on, saving tensors fails in the middle of a file as on a full disk."""
+    calls = [0]
+    plain_save = torch.save
+
+    def save(value, path, *args, **kwargs):
+        calls[0] += 1
+        if calls[0] < on_write:
+            return plain_save(value, path, *args, **kwargs)
+        Path(path).write_bytes(b"half a file")
+        raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
+
+    monkeypatch.setattr(torch, "save", save)
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path, monkeypatch, capsys) -> None:
+    config = tiny_run(tmp_path, steps=6, save_every=1, keep_checkpoints=1)
+    with monkeypatch.context() as patch:
+        full_disk(patch, on_write=11)
+        train(config)  # the model itself is written without torch.save
+    output = Path(config.output)
+    [last] = checkpoints(output)
+    assert last.name == "checkpoint-2"
+    assert "the checkpoint could not be written (PytorchStreamWriter failed" in capsys.readouterr().err
+    assert len(json.loads((output / "training.json").read_text())["save_errors"]) == 4
+    assert not [path for path in output.iterdir() if path.name.endswith(".unfinished")]
+    train(config, resume=True)
+    assert sorted(losses(output)) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_full_disk_at_the_end_is_an_error_and_leaves_everything(tmp_path: Path, monkeypatch) -> None:
+    config = tiny_run(tmp_path, steps=2, save_every=1)
+    train(config)
+    output = Path(config.output)
+    before = {path.name: path.read_bytes() for path in output.iterdir() if path.suffix in (".safetensors", ".json")}
+
+    def save_pretrained(self, folder, **kwargs):
+        (Path(folder) / "model.safetensors").write_bytes(b"half a file")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("transformers.PreTrainedModel.save_pretrained", save_pretrained)
+        with pytest.raises(OSError, match=r"the model could not be written .*No space left on device"):
+            train(config, overwrite=True)
+    for name, data in before.items():
+        if name != "training.json":
+            assert (output / name).read_bytes() == data, name
+    assert not (output / "model").exists()
+
+
+def test_inputs_that_cannot_be_read(tmp_path: Path) -> None:
+    config = tiny_run(tmp_path)
+    with pytest.raises(OSError, match=r"nowhere\.jsonl"):
+        train(tiny_run(tmp_path, data=str(tmp_path / "nowhere.jsonl")))
+    (tmp_path / "broken.jsonl").write_text('{"messages": []}\n')
+    with pytest.raises(ValueError, match=r"broken.jsonl, line 1: expected a tree"):
+        train(tiny_run(tmp_path, data=str(tmp_path / "broken.jsonl")))
+    write_trees(tmp_path / "empty.jsonl", records("heldout"))
+    with pytest.raises(ValueError, match="data: no tree to learn from in"):
+        train(tiny_run(tmp_path, data=str(tmp_path / "empty.jsonl")))
+    with pytest.raises(ValueError, match="resume: there is no checkpoint in"):
+        train(config, resume=True)
+    assert not Path(config.output).exists()
+
+
+def test_a_picture_needs_losses(tmp_path: Path) -> None:
+    assert not draw_losses([], tmp_path / "loss.png")
+    (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    assert read_log(tmp_path / "log.jsonl") == [{"step": 1, "loss": 2.0}]
