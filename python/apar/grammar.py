@@ -8,7 +8,8 @@ from typing import Any
 
 from apar_ext import FOREST_MAX_STOP_TOKENS
 
-KNOWN_CONTROL_TOKENS = (("[Fork]", "[Child]"), ("[SplitMask]", "[SplitSop]"))
+PUBLISHED_CONTROL_TOKENS = ("[SplitMask]", "[SplitSop]")
+KNOWN_CONTROL_TOKENS = (("[Fork]", "[Child]"), PUBLISHED_CONTROL_TOKENS)
 """Pairs of names under which models know their control tokens; the first pair that a tokenizer has is used."""
 
 MAX_DEPTH = 64  # levels of branches, as the forest has them
@@ -82,12 +83,13 @@ class Grammar:
         stop_ids: Iterable[int] | None = None,
         max_depth: int = 2,
         max_children: int = 64,
-        newlines: str = "exact",
+        newlines: str | None = None,
     ) -> Grammar:
         """Find the control tokens by name.
 
         ``fork`` and ``child`` name them; without names the known pairs are tried, and a tokenizer that has none of them
-        gives a grammar of a single branch. ``stop_ids`` are by default the tokenizer's end of sequence.
+        gives a grammar of a single branch. ``stop_ids`` are by default the tokenizer's end of sequence, ``newlines``
+        ``"published"`` where the names of the published models are found, else ``"exact"``.
 
         Raises ValueError when a named token is not one token of the tokenizer, or when it has only one of a known pair.
         """
@@ -104,19 +106,24 @@ class Grammar:
                     raise ValueError(f"grammar: the tokenizer has {has} but not {lacks}; expected both or neither")
                 if found[0] is not None and found[1] is not None:
                     fork_id, child_id = found
+                    if newlines is None and (fork_name, child_name) == PUBLISHED_CONTROL_TOKENS:
+                        newlines = "published"
                     break
         if stop_ids is None:
             end_of_sequence = getattr(tokenizer, "eos_token_id", None)
             stop_ids = () if end_of_sequence is None else (end_of_sequence,)
-        return cls(fork_id, child_id, tuple(stop_ids), max_depth, max_children, newlines)
+        return cls(fork_id, child_id, tuple(stop_ids), max_depth, max_children, newlines or "exact")
 
     @classmethod
     def for_model(cls, model: Any, tokenizer: Any, **options: Any) -> Grammar:
         """``from_tokenizer`` with the stop tokens of the tokenizer and of the model's generation config together.
 
-        Without a tokenizer the control tokens are `fork_token_id` and `child_token_id` of the generation config.
+        Without a tokenizer the control tokens are `fork_token_id` and `child_token_id` of the generation config. Its
+        `fork_newlines` says how the model was tuned to put texts together.
         """
         config = getattr(model, "generation_config", None)
+        if getattr(config, "fork_newlines", None) is not None:
+            options = {"newlines": config.fork_newlines, **options}
         if tokenizer is None:
             named = {
                 "fork_id": getattr(config, "fork_token_id", None),

@@ -7,9 +7,11 @@ import os
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.utils import is_protobuf_available, is_sentencepiece_available
 
 from apar.cache import ATTENTION_NAME, UnsupportedModelError, attention_windows
-from apar.grammar import Grammar
+from apar.grammar import PUBLISHED_CONTROL_TOKENS, Grammar
+from apar.templates import VICUNA
 
 
 def load(
@@ -19,7 +21,8 @@ def load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal language model and its tokenizer with the attention of this package.
 
-    Both are plain transformers objects: ``model.generate``, ``save_pretrained`` and the rest work as ever.
+    Both are plain transformers objects: ``model.generate``, ``save_pretrained`` and the rest work as ever. A tokenizer
+    with the control tokens of the published models and no chat template gets Vicuna's.
 
     Args:
         path_or_id: a folder or a model id of the Hugging Face hub.
@@ -46,17 +49,28 @@ def load(
     try:
         tokenizer = AutoTokenizer.from_pretrained(path_or_id)
     except Exception as error:  # transformers raises many types here, some of them bare KeyError and TypeError
+        # Old folders have a tokenizer.model alone; without these two transformers complains of something else.
+        can_read_old = is_sentencepiece_available() and is_protobuf_available()
+        hint = "" if can_read_old else "; a tokenizer.model needs `pip install sentencepiece protobuf`"
         raise ValueError(
-            f"load: no tokenizer found at {str(path_or_id)!r}, expected one beside the model ({error})"
+            f"load: no tokenizer found at {str(path_or_id)!r}, expected one beside the model ({error}){hint}"
         ) from error
     model = AutoModelForCausalLM.from_pretrained(
         path_or_id, dtype="auto" if dtype is None else dtype, attn_implementation=ATTENTION_NAME
     )
     check_tokenizer(model, tokenizer)
+    _complete_published_tokenizer(tokenizer)
     _note_control_tokens(model, tokenizer)
     if device is not None:
         model.to(device)
     return model.eval(), tokenizer
+
+
+def _complete_published_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    """The published models come without a chat template; they were tuned on Vicuna's prompt."""
+    vocabulary = tokenizer.get_vocab()
+    if tokenizer.chat_template is None and all(name in vocabulary for name in PUBLISHED_CONTROL_TOKENS):
+        tokenizer.chat_template = VICUNA
 
 
 def _note_control_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -81,6 +81,7 @@ def prepare_for_saving(model: Any, grammar: Grammar, tokenizer: Any) -> None:
     model.config.use_cache = True
     generation = model.generation_config if model.generation_config is not None else GenerationConfig()
     generation.fork_token_id, generation.child_token_id = grammar.fork_id, grammar.child_id
+    generation.fork_newlines = "exact"  # whatever the names of the control tokens: separators are tokens here
     if generation.eos_token_id is None:
         generation.eos_token_id = tokenizer.eos_token_id
     if generation.pad_token_id is None and tokenizer.pad_token_id is not None:
