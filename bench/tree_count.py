@@ -37,6 +37,19 @@ class TreeCount:
             self.peak_pages = max(self.peak_pages, sum(-(-entries // page_size) for entries in needed.values()))
             self.peak_branches = max(self.peak_branches, live)
 
+    def rows_at(self, step: int) -> list[list[tuple[int, int, int]]]:
+        """What each live branch reads in a step, ``(stream, 0, end)`` from the trunk to its own stream; depth first."""
+        rows = []
+        for number, (start, first, steps, parent, read) in enumerate(self.streams):
+            if not start <= step < start + steps:
+                continue
+            ranges = [(number, 0, first + step - start)]
+            while parent >= 0:
+                ranges.append((parent, 0, read))
+                _, _, _, parent, read = self.streams[parent]
+            rows.append(ranges[::-1])
+        return rows
+
     def _add(self, tree: list[Any], start: int, first: int, parent: int, read: int) -> None:
         number = len(self.streams)
         forks = len(tree) // 2
