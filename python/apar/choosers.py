@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
 
+from apar.device_choosers import DeviceChooser, GreedyChooser, SamplingChooser, ScriptedChooser
+from apar.forest import Forest
+from apar.grammar import Grammar
 from apar.record import Recorder
 from apar.sampling import Sampling, choose, choose_greedy, random_numbers
 from apar.tree import BranchId
@@ -36,8 +40,13 @@ class Rows:
         return self.may_fork, self.recorder.grammar.fork_id, self.recorder.grammar.child_id
 
 
-Chooser = Callable[[torch.Tensor, Rows], list[int]]
-"""(logits [R, V], rows) -> the next token of each row, by the grammar's masks. May write to the logits."""
+class Chooser(Protocol):
+    """(logits [R, V], rows) -> the next token of each row, by the grammar's masks. May write to the logits."""
+
+    def __call__(self, logits: torch.Tensor, rows: Rows) -> list[int]: ...
+
+    def on_device(self, forest: Forest, grammar: Grammar) -> DeviceChooser | None:
+        """The same choice on the device of a forest, without the host; None where it needs the host."""
 
 
 class TokenChooser:
@@ -58,6 +67,13 @@ class TokenChooser:
             return choose_greedy(logits, *rows.masks).tolist()
         numbers = random_numbers(rows.recorder.key_of_slot[rows.slots], rows.positions)
         return choose(logits, self.sampling, numbers, *rows.masks).tolist()
+
+    def on_device(self, forest: Forest, grammar: Grammar) -> DeviceChooser | None:
+        if self.processors:
+            return None
+        if self.sampling.greedy:
+            return GreedyChooser(forest, grammar)
+        return SamplingChooser(forest, grammar, self.sampling)
 
     def _process(self, logits: torch.Tensor, rows: Rows) -> torch.Tensor:
         forbidden = logits == -torch.inf
@@ -90,3 +106,6 @@ class ScriptChooser:
             written = len(branch.token_ids) - (branch.parent is not None)
             tokens.append(self.scripts[writer.request.index][branch.id][written])
         return tokens
+
+    def on_device(self, forest: Forest, grammar: Grammar) -> DeviceChooser:
+        return ScriptedChooser(forest, grammar, self.scripts)

@@ -49,7 +49,7 @@ class Decoder:
     def run(self, requests: Iterable[Request], after_step: Callable[[], None] | None = None) -> Iterator[Event]:
         """Decode all requests, in their order as far as there is room. Yields events if the recorder listens."""
         recorder = self.recorder
-        intake = Intake(self.model, self.cache, self.forest, recorder, self.room, requests)
+        intake = Intake(self.model, self.cache, self.forest, recorder, self.room, requests, self.tables)
         while recorder.running or not intake.is_done:
             self.turn(intake)
             yield from recorder.events
@@ -65,6 +65,10 @@ class Decoder:
             if self.observe is not None:
                 self.observe(self)
             self.step()
+
+    def tables(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Page table and first positions of the forest as they are now, on the device of the model."""
+        return self.forest.page_table, self.forest.first_position
 
     def step(self) -> None:
         """One token for every row."""
@@ -82,6 +86,7 @@ class Decoder:
         tokens = recorder.write(slots.tolist(), chosen)
         forest.advance(torch.tensor(tokens, dtype=torch.int32))
         recorder.step += 1
+        recorder.launches += 1
         recorder.forward_seconds += forward_seconds
         recorder.follow(forest.opened.tolist(), forest.ended.tolist())
         overhead_seconds = time.perf_counter() - started_at - forward_seconds

@@ -337,6 +337,18 @@ class Forest:
         """``[n]`` requests whose last branch ended."""
         return self._done[: self.counter("num_done")]
 
+    # ---- for work on a device, which cannot wait for numbers --------------------------------------------------------
+
+    def number(self, name: str) -> torch.Tensor:
+        """A number of the header as a view: ``[1]``."""
+        index = self._header[name]
+        return self.data[index : index + 1]
+
+    @property
+    def opened_places(self) -> torch.Tensor:
+        """``[S, 6]``: the first ``num_opened`` of it are ``opened``."""
+        return self._opened
+
     def counter(self, name: str) -> int:
         """A number of the header: num_live (unfinished branches), num_free_pages, num_free_slots, num_order ..."""
         return int(self._numbers[self._header[name]])

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
+
+import torch
 
 from apar.cache import PagedCache
 from apar.forest import Forest
@@ -33,6 +35,8 @@ class Intake:
     Short prompts go straight to the streams of their trunks, several in one pass. A long one is written chunk by chunk
     to a stream of its own while others decode, and its trunk is admitted when that is done. Which way a prompt goes
     depends on its length alone, never on the load.
+
+    ``tables``: gives the forest's page table and first positions as they are now, where the model is.
     """
 
     def __init__(
@@ -43,12 +47,14 @@ class Intake:
         recorder: Recorder,
         room: Room,
         requests: Iterable[Request],
+        tables: Callable[[], tuple[torch.Tensor, torch.Tensor]],
     ) -> None:
         self.model = model
         self.cache = cache
         self.forest = forest
         self.recorder = recorder
         self.room = room
+        self.tables = tables
         self.waiting = deque(requests)
         self.long: LongPrompt | None = None
 
@@ -56,11 +62,15 @@ class Intake:
     def is_done(self) -> bool:
         return not self.waiting and self.long is None
 
-    def turn(self) -> None:
-        """Take up what there is room for now, and make the forest schedule it."""
+    def turn(self) -> bool:
+        """Take up what there is room for now, and make the forest schedule it.
+
+        Returns whether anything came of it; if not, nothing will before a branch has ended.
+        """
         if self.is_done:
-            return
+            return False
         started_at = time.perf_counter()
+        before = (len(self.waiting), self.long and self.long.written)
         admitted = self._continue_long() if self.long is not None else self._take_short()
         if self.long is None and not admitted and self.waiting and self._is_long(self.waiting[0]):
             self._open_long()
@@ -73,6 +83,7 @@ class Intake:
             forest.schedule()
             # A branch may have waited for a slot to fork.
             self.recorder.follow(forest.opened.tolist(), forest.ended.tolist())
+        return bool(admitted) or before != (len(self.waiting), self.long and self.long.written)
 
     def _is_long(self, request: Request) -> bool:
         return len(request.prompt_ids) - 1 > max(self.room.prefill_tokens, self.room.page_size)
@@ -129,12 +140,4 @@ class Intake:
         return slot
 
     def _write(self, streams: list[PromptStream]) -> None:
-        forest = self.forest
-        prefill(
-            self.model,
-            self.cache,
-            streams,
-            forest.page_table,
-            forest.first_position,
-            chunk_size=self.room.prefill_tokens,
-        )
+        prefill(self.model, self.cache, streams, *self.tables(), chunk_size=self.room.prefill_tokens)

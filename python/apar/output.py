@@ -42,8 +42,10 @@ class Branch:
 class Stats:
     """What one prompt cost. Times in seconds; steps of a batch are shared, so times of its prompts overlap.
 
-    ``steps``: forward passes that decoded for this prompt. ``tokens``: tokens sampled, control and end tokens
-    included. ``sequential_steps``: steps of the same text without parallel branches, one per sampled token.
+    ``steps``: forward passes that decoded for this prompt. ``launches``: forward passes of steps from its first to its
+    last token, idle ones included: a GPU is a step ahead of the host, which learns late that a branch ended.
+    ``tokens``: tokens sampled, control and end tokens included. ``sequential_steps``: steps of the same text without
+    parallel branches, one per sampled token.
     ``peak_branches``: most branches fed in one step. ``peak_pages``: most KV pages held. ``seconds``: from the call to
     the last token, ``queue_seconds`` of it before the prompt was taken up. ``forward_seconds``, ``overhead_seconds``:
     the model's forward, and everything else, of the steps above.
@@ -51,6 +53,7 @@ class Stats:
 
     prompt_tokens: int = 0
     steps: int = 0
+    launches: int = 0
     tokens: int = 0
     sequential_steps: int = 0
     peak_branches: int = 0

@@ -31,6 +31,7 @@ class Request:
         self.unfinished = 0
         self.output: Output | None = None
         self.first_step = 0
+        self.first_launch = 0
         self.queue_seconds = 0.0
         self.prefill_seconds = 0.0
         self.forward_seconds_before = 0.0
@@ -38,15 +39,20 @@ class Request:
 
 
 class Writer:
-    """The branch that stands in a slot now; slots are reused, branches are not."""
+    """The branch that stands in a slot now; slots are reused, branches are not.
 
-    __slots__ = ("branch", "key", "request", "run_text", "text")
+    ``is_over``: the host ended it, and the forest does not know yet; what it writes meanwhile is dropped.
+    ``is_dropped``: it was opened by such a branch, so nobody gets to see it.
+    """
+
+    __slots__ = ("branch", "is_dropped", "is_over", "key", "request", "run_text", "text")
 
     def __init__(self, request: Request, branch: Branch, key: int, text: BranchText | None) -> None:
         self.request = request
         self.branch = branch
         self.key = key
         self.text = text
+        self.is_over = self.is_dropped = False
         self.run_text = ""  # text since the last fork, where stop strings are looked for
 
 
@@ -73,6 +79,7 @@ class Recorder:
         self.listening = listening
         self.started_at = time.perf_counter()
         self.step = 0
+        self.launches = 0  # forward passes of steps
         self.running = 0  # requests taken up and not finished
         self.prefill_seconds = 0.0
         self.forward_seconds = 0.0
@@ -94,6 +101,7 @@ class Recorder:
     def start(self, request: Request, slot: int, branch_number: int) -> None:
         """A prompt was taken up; its trunk stands in ``slot`` and is branch ``branch_number`` to the forest."""
         request.first_step = self.step
+        request.first_launch = self.launches
         request.queue_seconds = time.perf_counter() - self.started_at
         request.forward_seconds_before = self.forward_seconds
         request.overhead_seconds_before = self.overhead_seconds
@@ -123,6 +131,8 @@ class Recorder:
         """Note the token of each row. Returns them for the forest, with CANCEL where a stop string ended the branch."""
         for row, (slot, token) in enumerate(zip(slots, tokens, strict=True)):
             writer = self.writers[slot]
+            if writer.is_over:
+                continue
             branch = writer.branch
             branch.token_ids.append(token)
             branch.end_step = self.step - writer.request.first_step
@@ -133,6 +143,7 @@ class Recorder:
             elif self.stopping_criteria and self._is_stopped(slot):
                 branch.stopped = True
                 tokens[row] = CANCEL
+            writer.is_over = tokens[row] == CANCEL
         return tokens
 
     def follow(self, opened: list[list[int]], ended: list[list[int]]) -> None:
@@ -142,7 +153,7 @@ class Recorder:
             writer = self._writer_of_branch.pop(branch_number)
             writer.branch.finish_reason = "stop" if writer.branch.stopped else END_REASONS[reason]
             writer.request.unfinished -= 1
-            if self.listening:
+            if self.listening and not writer.is_dropped:
                 self._notify(Ended, writer, reason=writer.branch.finish_reason)
             if writer.request.unfinished == 0:
                 finished.append(writer.request)
@@ -152,11 +163,19 @@ class Recorder:
             branch_id = (*parent.branch.id, child_index)
             fork_index = len(parent.branch.token_ids) - 1
             branch = Branch(branch_id, parent.branch.id, [self.grammar.child_id], fork_index)
-            self._open(slot, branch_number, parent.request, branch, child_key(parent.key, child_index))
-            if self.listening:
-                self._notify(Forked, self.writers[slot], parent=parent.branch.id)
+            writer = self._open(slot, branch_number, parent.request, branch, child_key(parent.key, child_index))
+            writer.is_over = writer.is_dropped = parent.is_over
+            if parent.is_over:
+                parent.request.branches.pop()
+            elif self.listening:
+                self._notify(Forked, writer, parent=parent.branch.id)
         for request in finished:
             self._finish(request)
+
+    @property
+    def may_stop(self) -> bool:
+        """Whether the host may end branches by what they write."""
+        return bool(self.stop or self.stopping_criteria)
 
     def path_ids(self, slot: int) -> list[int]:
         """What a plain model would have seen for the branch in a slot: prompt, ancestors up to the fork, own tokens."""
@@ -164,13 +183,14 @@ class Recorder:
         by_id = {branch.id: branch for branch in writer.request.branches}
         return path_ids(writer.request.prompt_ids, by_id, writer.branch)
 
-    def _open(self, slot: int, branch_number: int, request: Request, branch: Branch, key: int) -> None:
+    def _open(self, slot: int, branch_number: int, request: Request, branch: Branch, key: int) -> Writer:
         request.branches.append(branch)
         request.unfinished += 1
         writer = Writer(request, branch, key, BranchText(self.tokenizer) if self._watches_text else None)
         self.writers[slot] = self._writer_of_branch[branch_number] = writer
         self.request_of_slot[slot] = request.index
         self.key_of_slot[slot] = key
+        return writer
 
     def _read(self, writer: Writer, token: int) -> bool:
         """Follow the branch's text for listeners and stop strings. True if a stop string is complete."""
@@ -197,6 +217,7 @@ class Recorder:
         stats = Stats(
             prompt_tokens=len(request.prompt_ids),
             steps=int(self.steps[index]),
+            launches=self.launches - request.first_launch,
             tokens=int(self.tokens[index]),
             sequential_steps=int(self.tokens[index]),
             peak_branches=int(self.peak_branches[index]),

@@ -19,6 +19,7 @@ import torch
 from apar.cache import ATTENTION_NAME, DEFAULT_PAGE_SIZE
 from apar.choosers import ScriptChooser
 from apar.decoder import Decoder
+from apar.device_decoder import make_decoder
 from apar.events import Event
 from apar.grammar import Grammar
 from apar.output import Output
@@ -263,7 +264,7 @@ def _run(
     room = make_room(model, prompt_lengths, limits, grammar, max_live_branches=max_live_branches, **options)
     recorder = Recorder(len(prompts), room.max_slots, grammar, listening=on_event is not None)
     meter = _KvMeter(model, room.page_size)
-    decoder = Decoder(model, grammar, room, recorder, ScriptChooser(scripts), observe=meter)
+    decoder = make_decoder(model, grammar, room, recorder, ScriptChooser(scripts), observe=meter)
     requests = [Request(index, ids, limit) for index, (ids, limit) in enumerate(zip(prompts, limits, strict=True))]
     shown, unit = progress
     with apar_attention(model), progress_bar(len(requests), unit, shown) as bar:

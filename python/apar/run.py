@@ -11,6 +11,7 @@ from typing import Any
 from apar.cache import ATTENTION_NAME, DEFAULT_PAGE_SIZE
 from apar.choosers import LogitsProcessor, TokenChooser
 from apar.decoder import Decoder
+from apar.device_decoder import make_decoder
 from apar.events import Event
 from apar.grammar import Grammar
 from apar.loading import check_model, check_tokenizer
@@ -85,7 +86,7 @@ class PreparedRun:
         requests = [
             Request(index, ids, limit) for index, (ids, limit) in enumerate(zip(prompt_ids, limits, strict=True))
         ]
-        return cls(Decoder(model, grammar, room, recorder, TokenChooser(sampling, processors)), requests)
+        return cls(make_decoder(model, grammar, room, recorder, TokenChooser(sampling, processors)), requests)
 
     def events(self, after_step: Callable[[], None] | None = None) -> Iterator[Event]:
         """Run to the end. Yields nothing unless the run was prepared with ``listening``."""
