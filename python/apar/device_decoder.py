@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -73,6 +74,8 @@ class DeviceDecoder(Decoder):
             # Per slot the number of a branch that the host ended: slots are used again, numbers are not.
             self.ended_by_host = torch.full((room.max_slots,), -1, dtype=torch.int32, device=self.device)
             self.chooser: DeviceChooser | None = choose.on_device(self.on_device, grammar)
+        if self.chooser is None and self.device.type == "cuda":
+            warnings.warn("apar: logits processors run on the host, so every step waits for it", stacklevel=2)
         self._ended_by_host = [-1] * room.max_slots
         is_cuda = self.device.type == "cuda"
         self._host_tokens = [

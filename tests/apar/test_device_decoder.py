@@ -13,9 +13,13 @@ import pytest
 import torch
 from apar.buckets import Buckets
 from apar.captured import EagerGraphs
+from apar.choosers import ScriptChooser, TokenChooser
 from apar.decoder import Decoder
 from apar.device_decoder import DeviceDecoder
+from apar.record import Recorder
 from apar.replay import random_llama, replay
+from apar.room import make_room
+from apar.sampling import Sampling
 
 from bench.tree_count import TreeCount
 from tests.apar.forking import (
@@ -36,6 +40,7 @@ from tests.apar.test_generate import (  # noqa: F401  the calls that people make
     test_text_and_tree_are_of_the_tokens,
     tokenizer,
 )
+from tests.apar.tiny_models import VOCABULARY, tiny_model
 
 MAX_NEW_TOKENS = 40
 PLACES = [importlib.import_module(name) for name in ("apar.run", "apar.replay")]  # where decoders are made
@@ -238,3 +243,38 @@ def test_logits_that_are_no_numbers_are_an_error() -> None:
     for options in ({}, {"temperature": 1.0, "seed": 0}):
         with pytest.raises(FloatingPointError, match="row 0 of the step"):
             decode(model, random_prompts(2, seed=9), forking_grammar(), **options)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gpt_oss"])
+def test_a_step_asks_the_host_for_nothing(family: str) -> None:
+    """On the meta device reading a number, branching on one, or mixing in a tensor of the host is an error."""
+    model = tiny_model(family).to("meta", torch.bfloat16)
+    model.set_attn_implementation("apar")
+    grammar = forking_grammar()
+    room = make_room(
+        tiny_model(family), [9], [40], grammar, page_size=16, max_pages=20, max_rows=4, max_live_branches=4,
+        prefill_tokens=9,
+    )  # fmt: skip
+    scripts = [{(): [5, grammar.fork_id, 6], (0,): [7]}]
+    for choose in (TokenChooser(Sampling()), TokenChooser(Sampling(0.7, 0.9, 5)), ScriptChooser(scripts)):
+        recorder = Recorder(1, room.max_slots, grammar, stop=["never"])
+        decoder = DeviceDecoder(model, grammar, room, recorder, choose, graphs=EagerGraphs())
+        with torch.inference_mode():
+            for rows in (1, 4):
+                logits = decoder._call_model(rows)
+                assert logits.shape == (rows, VOCABULARY)
+                decoder._finish(logits, rows, 2)
+
+
+def test_the_meta_device_finds_what_a_gpu_would_wait_for() -> None:
+    numbers = torch.zeros(3, device="meta")
+    for wait in (
+        lambda: numbers.max().item(),
+        lambda: numbers.cpu(),
+        lambda: numbers.tolist(),
+        lambda: bool(numbers[0]),
+    ):
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            wait()
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        numbers + torch.zeros(3)

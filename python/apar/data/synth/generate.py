@@ -55,7 +55,11 @@ def _make_row(rng: random.Random, kind: str, split: str, max_items: int | None) 
     topics = [topic for topic in TOPICS if topic.names in ORDERED_NAMES] if kind == "instructions" else TOPICS
     world = make_world(rng, topics, held_out=held_out, grouped=KINDS[kind].grouped, items=items)
     request = KINDS[kind].make(rng, world, held_out)
-    prompt = request.text if kind in ("chat", "repeat") else _put_together(rng, request, write_facts(rng, world, held_out=held_out))
+    prompt = (
+        request.text
+        if kind in ("chat", "repeat")
+        else _put_together(rng, request, write_facts(rng, world, held_out=held_out))
+    )
     messages = [{"role": "user", "content": prompt}]
     if rng.random() < 0.03:
         messages.insert(0, {"role": "system", "content": rng.choice(SYSTEM_MESSAGES)})
