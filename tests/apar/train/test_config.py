@@ -1,0 +1,120 @@
+"""Configurations: what a file may say, and what a person who mistyped is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from apar.train import load_config, train
+from apar.train.config import LoraConfig, TrainConfig, from_dict
+
+from tests.apar.train.runs import TINY_LLAMA, tiny_run
+
+LEAST = {"model": "some/model", "data": "trees.jsonl", "output": "out", "steps": 10}
+EXAMPLES = sorted((Path(__file__).parents[3] / "bench" / "train").glob("*.yaml"))
+
+
+def written(folder: Path, values: object) -> Path:
+    (folder / "config.yaml").write_text(values if isinstance(values, str) else yaml.safe_dump(values))
+    return folder / "config.yaml"
+
+
+def test_a_file_becomes_a_config(tmp_path: Path) -> None:
+    (tmp_path / "local").mkdir()
+    values = LEAST | {"tokenizer": "local", "learning_rate": "2e-5", "epochs": 1.5, "steps": None, "lora": {"rank": 4}}
+    config = load_config(written(tmp_path, values))
+    assert config.data == [str(tmp_path / "trees.jsonl")]
+    assert config.output == str(tmp_path / "out")
+    assert config.model == "some/model"  # no such folder: an id of the hub
+    assert config.tokenizer == str(tmp_path / "local")
+    assert config.learning_rate == 2e-5
+    assert (config.steps, config.epochs) == (None, 1.5)
+    assert config.lora == LoraConfig(rank=4)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_examples_are_configs(path: Path) -> None:
+    assert isinstance(load_config(path), TrainConfig)
+
+
+def test_there_are_examples() -> None:
+    assert EXAMPLES
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lerning_rate": 1}, r"lerning_rate: unknown key, did you mean learning_rate\?"),
+        ({"lora": {"rnak": 1}}, r"lora.rnak: unknown key, did you mean rank\?"),
+        ({"qqq": 1}, "qqq: unknown key, expected one of .*accumulate, activation_checkpointing"),
+        ({"model": None}, "model: expected a text or keys and values, got None"),
+        ({"steps": "many"}, "steps: expected an integer, got 'many'"),
+        ({"steps": 2.5}, "steps: expected an integer, got 2.5"),
+        ({"learning_rate": True}, "learning_rate: expected a number, got True"),
+        ({"learning_rate": ".nan"}, "learning_rate: expected a number"),
+        ({"compile": "yes please"}, "compile: expected true or false"),
+        ({"data": [1]}, r"data: expected a list of texts, got \[1\]"),
+        ({"data": []}, "data: expected at least one file"),
+        ({"weighting": "row"}, "weighting: expected one of token, branch, got 'row'"),
+        ({"too_long": "cut"}, "too_long: expected one of split, drop, got 'cut'"),
+        ({"precision": "float16"}, "precision: expected one of float32, bfloat16"),
+        ({"length": 0}, "length: expected 1 or more, got 0"),
+        ({"save_every": -1}, "save_every: expected 0 or more, got -1"),
+        ({"steps": None}, "steps, epochs: expected one of them, got steps=None, epochs=None"),
+        ({"epochs": 1}, "steps, epochs: expected one of them, got steps=10, epochs=1.0"),
+        ({"steps": 0}, "steps: expected more than 0, got 0"),
+        ({"fork_token": "<f>"}, "fork_token, child_token: expected both or neither"),
+        ({"model": {"config": TINY_LLAMA}}, "tokenizer: expected a folder, since a new model brings none"),
+        ({"model": {"konfig": {}}}, r"model.konfig: unknown key, did you mean config\?"),
+        ({"model": {"config": {"hidden_size": 3}}}, "model.config.model_type: missing"),
+    ],
+)
+def test_a_bad_file_is_told_by_its_key(tmp_path: Path, changes: dict, message: str) -> None:
+    path = written(tmp_path, LEAST | changes)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_config(path)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_missing_keys_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="data, output: missing, expected them to be given"):
+        load_config(written(tmp_path, {"model": "m", "steps": 1}))
+    with pytest.raises(ValueError, match="output: missing, expected it to be given"):
+        from_dict(TrainConfig, {"model": "m", "data": "d", "steps": 1})
+
+
+@pytest.mark.parametrize("text", ["a: [", "just text", "\udcff"])
+def test_files_that_are_no_config(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ValueError, match=r"config\.yaml"):
+        load_config(path)
+    with pytest.raises(OSError, match="nowhere"):
+        load_config(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"trainer": {"fsdpp": "full_shard"}}, r"trainer.fsdpp: unknown key, did you mean fsdp\?"),
+        ({"trainer": {"learning_rate": 1}}, "trainer.learning_rate: is set by the keys of the config itself"),
+        ({"lora": {"rank": 2}, "trainer": {"fsdp": "full_shard"}}, "lora: cannot be merged from shards"),
+        ({"schedule": "cosin"}, "config: transformers.TrainingArguments does not take it"),
+        ({"optimizer": "adam?"}, "config: transformers.TrainingArguments does not take it"),
+        ({"length": 257}, "length: 257 tokens, expected at most 256, the positions of the model"),
+        ({"model": {"config": TINY_LLAMA | {"vocab_size": 30}}}, "model.config.vocab_size: 30, expected at least"),
+        ({"model": {"config": TINY_LLAMA | {"num_attention_heads": 0}}}, "model.config: no model can be made of it"),
+        ({"model": {"config": {"model_type": "lama"}}}, "model.config: no model can be made of it"),
+        ({"model": "/nowhere/model"}, "model: none found at '/nowhere/model'"),
+        ({"tokenizer": "/nowhere/tokenizer"}, "tokenizer: none found at '/nowhere/tokenizer'"),
+        ({"chat_template": "/nowhere"}, "chat_template: expected one of vicuna or a file, got '/nowhere'"),
+    ],
+)
+def test_what_only_a_run_can_know_is_an_error_before_anything_is_written(
+    tmp_path: Path, changes: dict, message: str
+) -> None:
+    config = tiny_run(tmp_path, **changes)
+    with pytest.raises(ValueError, match=message):
+        train(config)
+    assert not Path(config.output).exists()
