@@ -144,7 +144,7 @@ def window_begins(
 ) -> torch.Tensor:
     """Clips ranges to a sliding window: entries at positions larger than the row's position - window stay.
 
-    All tensors are int32 and contiguous, on the CPU.
+    All tensors are int32 and contiguous, on one device.
 
     Args:
         row_indptr: ``[R + 1]``, ranges of row r: ``row_indptr[r]`` to ``row_indptr[r + 1]``.
@@ -158,9 +158,29 @@ def window_begins(
     Returns:
         ``[N]`` int32, the first entry that the row sees; the range's end where it sees none.
     """
-    return torch.ops.apar.window_begins(
-        row_indptr, row_position, range_stream, range_begin, range_end, first_position, window
-    )
+    arguments = (row_indptr, row_position, range_stream, range_begin, range_end, first_position, window)
+    return window_begins_in_torch(*arguments) if row_indptr.is_cuda else torch.ops.apar.window_begins(*arguments)
+
+
+def window_begins_in_torch(
+    row_indptr: torch.Tensor,
+    row_position: torch.Tensor,
+    range_stream: torch.Tensor,
+    range_begin: torch.Tensor,
+    range_end: torch.Tensor,
+    first_position: torch.Tensor,
+    window: int,
+) -> torch.Tensor:
+    """:func:`window_begins` in torch's operators, which wait for nothing: for tensors on a device."""
+    if row_position.shape[0] == 0:
+        return range_begin.clone()
+    ranges = torch.arange(range_stream.shape[0], dtype=torch.int32, device=row_indptr.device)
+    row = torch.searchsorted(row_indptr[1:], ranges, right=True).clamp_(max=row_position.shape[0] - 1)
+    # Behind the last range in use there may be anything.
+    stream = range_stream.clamp(0, first_position.shape[0] - 1).long()
+    seen = row_position[row] - window + 1 - first_position[stream]
+    clipped = torch.minimum(torch.maximum(seen, range_begin), range_end)
+    return torch.where(ranges < row_indptr[-1], clipped, range_begin)
 
 
 @torch.library.register_fake("apar::forest_reset")

@@ -12,10 +12,12 @@ import apar
 import pytest
 import torch
 from apar.buckets import Buckets
+from apar.cache import PagedCache
 from apar.captured import EagerGraphs
 from apar.choosers import ScriptChooser, TokenChooser
 from apar.decoder import Decoder
 from apar.device_decoder import DeviceDecoder
+from apar.prefill import PromptStream, prefill
 from apar.record import Recorder
 from apar.replay import random_llama, replay
 from apar.room import make_room
@@ -264,6 +266,17 @@ def test_a_step_asks_the_host_for_nothing(family: str) -> None:
                 logits = decoder._call_model(rows)
                 assert logits.shape == (rows, VOCABULARY)
                 decoder._finish(logits, rows, 2)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_prompts_are_written_on_the_device(family: str) -> None:
+    """Through the same kernels; only what the host knows about the prompt goes there."""
+    model = tiny_model(family).to("meta")
+    model.set_attn_implementation("apar")
+    cache = PagedCache.for_model(model, 9)
+    table, first = torch.zeros(3, 5, dtype=torch.int32, device="meta"), torch.zeros(3, dtype=torch.int32, device="meta")
+    prompts = [PromptStream(0, [5] * 20), PromptStream(2, [7] * 9, start=3, context=[(0, 0, 20)])]
+    assert prefill(model, cache, prompts, table, first, chunk_size=8) is None
 
 
 def test_the_meta_device_finds_what_a_gpu_would_wait_for() -> None:

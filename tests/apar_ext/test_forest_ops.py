@@ -5,6 +5,7 @@ import torch
 from apar.forest import Forest, ForestConfig
 
 import apar_ext
+from apar_ext.forest import window_begins_in_torch
 
 FORK, CHILD, STOP = 7, 8, 2
 
@@ -284,6 +285,24 @@ def test_window_begins_rejects(position, value, match):
     arguments[position] = value
     with pytest.raises(ValueError, match=match):
         apar_ext.window_begins(*arguments)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_window_begins_in_torch_agree(seed):
+    generator = torch.Generator().manual_seed(seed)
+
+    def numbers(low, high, size):
+        return torch.randint(low, high, (size,), generator=generator, dtype=torch.int32)
+
+    counts = numbers(0, 4, seed % 7)
+    used, unused = int(counts.sum()), seed % 3
+    row_indptr = torch.nn.functional.pad(counts.cumsum(0, dtype=torch.int32), (1, 0))
+    begin, length = numbers(0, 50, used + unused), numbers(0, 60, used + unused)
+    stream = numbers(0, 5, used + unused)
+    stream[used:] = 10**6
+    arguments = (row_indptr, numbers(0, 200, len(counts)), stream, begin, begin + length, numbers(0, 90, 5), 1 + seed)
+    expected = apar_ext.window_begins(*arguments)
+    assert torch.equal(window_begins_in_torch(*arguments), expected)
 
 
 @pytest.mark.parametrize(
