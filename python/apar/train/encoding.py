@@ -23,6 +23,7 @@ LEADS = ("\n", "|", "a", "0")
 class EncodingCounts:
     """What came of the records.
 
+    depth: levels of branches of the deepest tree, 1 without a fork.
     joined_details: details that the grammar has no place for (empty, or right behind a control token) and that became
     part of the text of their parent. changed_texts: answers that the tokenizer does not give back byte for byte.
     unusable: records left out: an empty prompt or one that ends with a control token, or a paragraph whose tokens hold
@@ -32,6 +33,7 @@ class EncodingCounts:
     records: int = 0
     trees_with_forks: int = 0
     forks: int = 0
+    depth: int = 1
     joined_details: int = 0
     changed_texts: int = 0
     unusable: int = 0
@@ -81,8 +83,9 @@ class TreeEncoder:
                 continue
             visible = list(chain.from_iterable(_own_texts(ids, with_first=True)))
             self.counts.changed_texts += decode(self._tokenizer, visible) != record.tree.text
-            forks = _count_forks(ids)
+            forks, depth = _forks_and_depth(ids)
             self.counts.forks += forks
+            self.counts.depth = max(self.counts.depth, depth)
             self.counts.trees_with_forks += forks > 0
             yield pack_tree(prompt_ids, ids, self._grammar.fork_id, self._grammar.child_id, self._end_id)
 
@@ -188,5 +191,6 @@ def _map_tree(tree: list[Any], first: dict[str, list[int]] | None, others: dict[
     return mapped
 
 
-def _count_forks(tree: list[Any]) -> int:
-    return sum(1 + _count_forks(child) for child in tree[1::2])
+def _forks_and_depth(tree: TokenTree) -> tuple[int, int]:
+    below = [_forks_and_depth(child) for child in tree[1::2]]
+    return len(below) + sum(forks for forks, _ in below), 1 + max((depth for _, depth in below), default=0)

@@ -76,11 +76,13 @@ def load_model(config: TrainConfig, tokenizer: Any, grammar: Grammar) -> Any:
     return model
 
 
-def prepare_for_saving(model: Any, grammar: Grammar, tokenizer: Any) -> None:
-    """What whoever loads the model must find in its configurations."""
+def prepare_for_saving(model: Any, grammar: Grammar, tokenizer: Any, depth: int) -> None:
+    """What whoever loads the model must find in its configurations. depth: levels of branches that it has learned."""
     model.config.use_cache = True
     generation = model.generation_config if model.generation_config is not None else GenerationConfig()
+    generation._from_model_config = False  # else loading derives it from the model's configuration once more
     generation.fork_token_id, generation.child_token_id = grammar.fork_id, grammar.child_id
+    generation.fork_max_depth = max(depth, 2)
     generation.fork_newlines = "exact"  # whatever the names of the control tokens: separators are tokens here
     if generation.eos_token_id is None:
         generation.eos_token_id = tokenizer.eos_token_id

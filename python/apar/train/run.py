@@ -88,7 +88,7 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
     if trainer.is_world_process_zero():
         _print_facts(model, counts, stores, rows, steps)
     trainer.train(resume_from_checkpoint=None if last is None else str(last))
-    _save(trainer, config, output, grammar, tokenizer)
+    _save(trainer, config, output, grammar, tokenizer, counts["train"]["depth"])
     if trainer.is_world_process_zero():
         summary = {
             "config": dataclasses.asdict(config),
@@ -217,12 +217,12 @@ def _output_state(output: Path, resume: bool, overwrite: bool) -> Path | None:
     return None
 
 
-def _save(trainer: TreeTrainer, config: TrainConfig, output: Path, grammar: Any, tokenizer: Any) -> None:
+def _save(trainer: TreeTrainer, config: TrainConfig, output: Path, grammar: Any, tokenizer: Any, depth: int) -> None:
     """The model beside its checkpoints; the files are moved there when all of them are written."""
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     if config.lora is not None:
         model = model.merge_and_unload()
-    prepare_for_saving(model, grammar, tokenizer)
+    prepare_for_saving(model, grammar, tokenizer, depth)
     state = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else model.state_dict()
     if not trainer.is_world_process_zero():
         return

@@ -86,7 +86,7 @@ def test_ordinary_text_comes_through(kind: str) -> None:
     ]
     [found] = encoder.encode([record(paragraphs)])
     assert encoder.counts.changed_texts == encoder.counts.unusable == encoder.counts.joined_details == 0
-    assert encoder.counts.forks == 3
+    assert (encoder.counts.forks, encoder.counts.depth) == (3, 3)
     output = as_output(found, tokenizer, Grammar.from_tokenizer(tokenizer))
     assert output.tree.to_dict() == ParagraphTree.from_dict(paragraphs).to_dict()
 

@@ -36,6 +36,8 @@ def test_a_trained_model_decodes_its_trees(tmp_path: Path, tied: bool) -> None:
     for output, answer in zip(outputs, ANSWERS.values(), strict=True):
         assert output.tree.to_dict() == answer
         assert {branch.finish_reason for branch in output.branches} == {"stop"}
+    assert model.generation_config.fork_max_depth == 3
+    assert model.generation_config.fork_newlines == "exact"
     assert model.generation_config.fork_token_id == tokenizer.convert_tokens_to_ids("[Fork]")
 
     # The held-out trees are those that were learned.
