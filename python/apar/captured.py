@@ -144,7 +144,7 @@ def make_graphs(model: Any) -> Graphs:
     """What suits the model: graphs on a GPU that holds all of it, plain calls elsewhere."""
     if model.device.type != "cuda":
         return EagerGraphs()
-    places = set(map(str, getattr(model, "hf_device_map", None) or {}.values()))
+    places = {str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()}
     if len(places) > 1:
         warnings.warn(
             f"apar: the model is spread over {', '.join(sorted(places))}, so its steps run without CUDA graphs",

@@ -68,6 +68,7 @@ class DeviceDecoder(Decoder):
         self.graphs = graphs or make_graphs(model)
         self.buckets = Buckets(room.max_rows)
         self.flights: deque[Flight] = deque()
+        self._probe = self.forest.to("cpu")
         with self.graphs.working():
             self.on_device: Forest = self.forest.to(self.device)
             self.sampled = torch.zeros(room.max_rows, dtype=torch.int32, device=self.device)
@@ -97,7 +98,7 @@ class DeviceDecoder(Decoder):
         """Take up prompts if there may be room, launch a step, read the one before it."""
         self._turned_at = time.perf_counter()
         with self.graphs.working():
-            if self._intake_due and not intake.is_done:
+            if self._intake_due and self._may_take_up(intake):
                 self._take_up(intake)
             if self.chooser is None:
                 if self.forest.num_rows:
@@ -109,6 +110,14 @@ class DeviceDecoder(Decoder):
                 self._read()
 
     # ---- what the host does to the forest: on the mirror, when nothing is under way ---------------------------------
+
+    def _may_take_up(self, intake: Intake) -> bool:
+        """Asked of the mirror as it is, a step behind: reading all that is under way costs an idle moment."""
+        if not self.flights:
+            return not intake.is_done
+        self._probe.copy_(self.forest)
+        self._intake_due = intake.would_take_up(self._probe)
+        return self._intake_due
 
     def _take_up(self, intake: Intake) -> None:
         while self.flights:

@@ -85,8 +85,22 @@ class Intake:
             self.recorder.follow(forest.opened.tolist(), forest.ended.tolist())
         return bool(admitted) or before != (len(self.waiting), self.long and self.long.written)
 
+    def would_take_up(self, forest: Forest) -> bool:
+        """Whether a turn would come to anything with a forest in this state, which is changed by the question."""
+        if self.is_done or self.long is not None:
+            return not self.is_done
+        request = self.waiting[0]
+        if self._is_long(request):
+            return forest.open_shared(self._shared_length(request)) >= 0
+        prompt = request.prompt_ids
+        has_row = forest.num_rows < self.room.max_rows
+        return has_row and forest.admit(request.index, len(prompt), request.limit, prompt[-1]) >= 0
+
     def _is_long(self, request: Request) -> bool:
         return len(request.prompt_ids) - 1 > max(self.room.prefill_tokens, self.room.page_size)
+
+    def _shared_length(self, request: Request) -> int:
+        return (len(request.prompt_ids) - 1) // self.room.page_size * self.room.page_size
 
     def _take_short(self) -> list[Request]:
         streams, admitted = [], []
@@ -106,7 +120,7 @@ class Intake:
 
     def _open_long(self) -> None:
         request = self.waiting[0]
-        length = (len(request.prompt_ids) - 1) // self.room.page_size * self.room.page_size
+        length = self._shared_length(request)
         stream = self.forest.open_shared(length)
         if stream >= 0:
             self.waiting.popleft()
