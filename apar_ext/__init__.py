@@ -8,6 +8,7 @@ import torch  # noqa: F401  (the extension needs torch's libraries in the proces
 from apar_ext import _C  # noqa: F401  (registers the operators)
 from apar_ext.attention import Plan, make_plan, schedule_size, tree_attention
 from apar_ext.build_info import build_info
+from apar_ext.device import raise_device_error
 from apar_ext.forest import (
     FOREST_MAX_STOP_TOKENS,
     advance,
@@ -46,6 +47,7 @@ __all__ = [
     "greedy_tokens",
     "make_plan",
     "mask_logits_",
+    "raise_device_error",
     "sample_tokens",
     "schedule_size",
     "tree_attention",

@@ -29,6 +29,7 @@ class Plan:
     num_kv_heads: int
     group_size: int  #: query heads per KV head
     page_size: int
+    max_page: int | None = None  #: the largest page id that a range meets; None: not known
 
     @property
     def num_rows(self) -> int:
@@ -78,12 +79,14 @@ def make_plan(
         check_same_device("make_plan", **dict(zip(Plan.__slots__, tensors, strict=False)))
         on_host = (tensor.cpu() for tensor in tensors)
         schedule = torch.ops.apar.make_plan(*on_host, num_kv_heads, group_size, page_size)
+        max_page = int(schedule[5])
         multiprocessors = torch.cuda.get_device_properties(page_table.device).multi_processor_count
         schedule = torch.ops.apar.make_work(schedule, multiprocessors).to(page_table.device)
     else:
         schedule = torch.ops.apar.make_plan(*tensors, num_kv_heads, group_size, page_size)
+        max_page = None
     return Plan(
-        page_table, row_indptr, range_stream, range_begin, range_end, schedule, num_kv_heads, group_size, page_size
+        *tensors, schedule, num_kv_heads=num_kv_heads, group_size=group_size, page_size=page_size, max_page=max_page
     )
 
 
@@ -164,6 +167,8 @@ def tree_attention(
         q.requires_grad or k_cache.requires_grad or v_cache.requires_grad or (sinks is not None and sinks.requires_grad)
     ):
         raise ValueError("tree_attention: an argument requires a gradient, expected a call under torch.no_grad()")
+    if plan.schedule.is_cuda:
+        check_plan_fits(q, k_cache, plan)
     out, lse = torch.ops.apar.tree_attention(
         q,
         k_cache,
@@ -178,6 +183,33 @@ def tree_attention(
         v_scale,
     )
     return (out, lse) if return_lse else out
+
+
+def check_plan_fits(q: torch.Tensor, k_cache: torch.Tensor, plan: Plan) -> None:
+    """Raises ValueError unless the plan was made for these sizes and these pages, as far as the host knows them.
+
+    On the CPU the operator reads them in the schedule itself; on a GPU that would wait for the device.
+    """
+    if q.dim() != 3 or k_cache.dim() != 4:
+        return  # the operator says so
+    num_pages, num_kv_heads, page_size, _ = k_cache.shape
+    for what, planned, found, where in (
+        ("rows R =", plan.num_rows, q.shape[0], "q"),
+        ("num_kv_heads", plan.num_kv_heads, num_kv_heads, "k_cache"),
+        ("page_size", plan.page_size, page_size, "k_cache"),
+    ):
+        if planned != found:
+            raise ValueError(f"tree_attention: plan was made for {what} {planned}, expected {found} as {where} has")
+    if plan.group_size * num_kv_heads != q.shape[1]:
+        raise ValueError(
+            f"tree_attention: plan was made for group_size {plan.group_size}, expected Hq / Hkv = "
+            f"{q.shape[1]} / {num_kv_heads}"
+        )
+    if plan.max_page is not None and plan.max_page >= num_pages:
+        raise ValueError(
+            f"tree_attention: page_table has page id {plan.max_page} in a range, expected 0 to num_pages - 1 = "
+            f"{num_pages - 1}"
+        )
 
 
 def schedule_size(num_rows: int, num_ranges: int) -> int:

@@ -38,7 +38,8 @@ def append_kv(
 
     Raises:
         ValueError: a dtype, shape, stride or device is not as above, or a slot or scale is out of range; nothing is
-            written then. On a CUDA device slots are checked by the kernel, which traps, and scales are not checked.
+            written then. On a CUDA device the kernel skips a row whose slot is out of range and a later call raises
+            (``raise_device_error``); scales are not checked there.
     """
     torch.ops.apar.append_kv(k, v, k_cache, v_cache, slots, k_scale, v_scale)
 

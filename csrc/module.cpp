@@ -6,6 +6,9 @@
 
 #include "bind_forest.h"
 #include "cpu/cpu_features.h"
+#if defined(APAR_WITH_CUDA)
+#include "cuda/device_errors.h"
+#endif
 
 namespace py = pybind11;
 
@@ -31,6 +34,14 @@ py::dict build_info() {
   return info;
 }
 
+std::string take_device_report() {
+#if defined(APAR_WITH_CUDA)
+  return apar::cuda::take_device_report();
+#else
+  return "";
+#endif
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -43,5 +54,6 @@ PYBIND11_MODULE(_C, m) {
       "limit_cpu_level",
       [](const std::string& name) { apar::cpu::limit_cpu_level(apar::cpu::cpu_level_from_name(name)); },
       py::arg("name"), "Lowers the CPU level for tests and benchmarks; 'avx512bf16' lifts the limit.");
+  m.def("take_device_report", &take_device_report, "What CUDA kernels have reported since it was asked last, or ''.");
   apar::bind_forest(m);
 }

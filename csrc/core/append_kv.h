@@ -7,6 +7,8 @@
 
 namespace apar {
 
+struct DeviceReport;
+
 // How keys and values become what the cache holds.
 enum class KvConversion : int32_t { kNone, kFloat32ToE4m3, kFloat16ToE4m3, kBFloat16ToE4m3 };
 
@@ -20,6 +22,7 @@ struct AppendKvParams {
   char* k_cache;
   char* v_cache;
   const int32_t* slots;
+  DeviceReport* report;  // on a device: where a slot out of range is told of
   const float* k_scale;
   const float* v_scale;
   int64_t rows;

@@ -2,10 +2,11 @@
 // anybody.
 //
 //   tile     of the plan: rows that read the same streams, at most 128 packed rows (row * group + query head of a
-//   group) strand   a run of whole rows of a tile, of at most 32, 64 or 128 packed rows: what is cheapest for the tile
-//   (see
-//            step_cost). A wide strand reads what its rows share once, a narrow one has more warps for what a single
-//            row reads. (A row with more than 128 query heads per KV head falls into strands of 128 packed rows.)
+//            group)
+//   strand   a run of whole rows of a tile, of at most 32, 64 or 128 packed rows: what is cheapest for the tile and
+//            reads little more than the widest (class_of_tile). A wide strand reads what its rows share once, a narrow
+//            one has more warps for what a single row reads. (A row with more than 128 query heads per KV head falls
+//            into strands of 128 packed rows.)
 //   segment  one walk entry of the tile, cut at fixed places of its stream (segment_begin). A row folds segment after
 //            segment in the order of the walk; cutting between two segments and folding the parts in the same order
 //            changes no bit.
@@ -175,44 +176,61 @@ struct Strands {
   APAR_HOST_DEVICE int32_t count(int32_t tile_rows) const { return (tile_rows + rows() - 1) / rows() * per_row(); }
 };
 
-// What a tile costs in strands of a class: the sum over its walk entries of this function.
-inline int64_t walk_cost(const PlanView& plan, int32_t walk, int32_t first_row, const Strands& strands,
-                         int32_t strand_class) {
+// What a tile pays and reads in strands of a class: the sums over its walk entries of this function.
+struct TileCost {
   int64_t cost = 0;
+  int64_t entries = 0;
+  APAR_HOST_DEVICE void add(const Span& span, int32_t strand_class) {
+    cost += step_cost(strand_class, span.low, span.high);
+    entries += span.high > span.low ? span.high - span.low : 0;
+  }
+};
+inline TileCost walk_cost(const PlanView& plan, int32_t walk, int32_t first_row, const Strands& strands,
+                          int32_t strand_class) {
+  TileCost sum;
   int32_t strand = -1;
   Span span;
   for (int32_t i = plan.walk_reader[walk]; i < plan.walk_reader[walk + 1]; ++i) {
     const PlanReader& reader = plan.readers[i];
     const int32_t mine = (reader.row - first_row) / strands.rows();
     if (mine != strand) {
-      cost += step_cost(strand_class, span.low, span.high);
+      sum.add(span, strand_class);
       span = {};
       strand = mine;
     }
     span.add(reader.begin, reader.end);
   }
-  return (cost + step_cost(strand_class, span.low, span.high)) * strands.per_row();
+  sum.add(span, strand_class);
+  return {sum.cost * strands.per_row(), sum.entries * strands.per_row()};
 }
 
-// The class that is cheapest for a tile; the wider of two that cost the same.
+// The class that is cheapest for a tile, of those that read at most a twentieth more than the widest one does; the
+// wider of two that cost the same.
 inline int32_t class_of_tile(const PlanView& plan, int32_t tile, const WorkInput& input) {
   const int32_t first_row = plan.tile_row[tile], rows = plan.tile_row[tile + 1] - first_row,
                 group = plan.header->group_size;
-  int32_t best = -1;
-  int64_t lowest = 0;
+  TileCost sums[kStrandClasses];
+  bool possible[kStrandClasses] = {};
+  int32_t widest = 0;
   for (int32_t strand_class = 0; strand_class < kStrandClasses; ++strand_class) {
     const int32_t packed_rows = class_rows(strand_class);
     if (packed_rows > input.packed_rows) break;
     if (group > packed_rows && packed_rows < input.packed_rows) continue;  // groups stay whole where they fit
-    int64_t cost = 0;
     for (int32_t walk = plan.tile_walk[tile]; walk < plan.tile_walk[tile + 1]; ++walk) {
-      cost += walk_cost(plan, walk, first_row, {group, packed_rows}, strand_class);
+      const TileCost sum = walk_cost(plan, walk, first_row, {group, packed_rows}, strand_class);
+      sums[strand_class].cost += sum.cost;
+      sums[strand_class].entries += sum.entries;
     }
-    if (best < 0 || cost <= lowest) {
-      best = strand_class;
-      lowest = cost;
-    }
+    possible[strand_class] = true;
+    widest = strand_class;
     if (rows * group <= packed_rows) break;  // all rows in one strand
+  }
+  int32_t best = widest;
+  for (int32_t strand_class = widest - 1; strand_class >= 0; --strand_class) {
+    if (possible[strand_class] && 20 * sums[strand_class].entries <= 21 * sums[widest].entries &&
+        sums[strand_class].cost < sums[best].cost) {
+      best = strand_class;
+    }
   }
   return best;
 }

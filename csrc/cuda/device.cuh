@@ -20,6 +20,7 @@
 
 #include <cstdint>
 
+#include "core/device_report.h"
 #include "core/numbers.h"
 
 namespace apar::cuda {
@@ -65,8 +66,6 @@ struct alignas(128) TensorMap {
 
 #include <cuda_runtime.h>
 
-#include <cstdio>
-
 #define APAR_KERNEL(threads, blocks_per_multiprocessor) \
   __global__ void __launch_bounds__(threads, blocks_per_multiprocessor)
 #define APAR_DEVICE __device__ __forceinline__
@@ -84,10 +83,9 @@ APAR_DEVICE int block_index() { return static_cast<int>(blockIdx.x); }
 APAR_DEVICE int block_size() { return static_cast<int>(blockDim.x); }
 APAR_DEVICE int grid_size() { return static_cast<int>(gridDim.x); }
 
-// Ends the launch with a message: for input that only the device can see. The next synchronisation reports a failure.
-APAR_DEVICE void stop(const char* format, long long first, long long second, long long third) {
-  printf(format, first, second, third);
-  __trap();
+// For input that only the device can see: tells the host (core/device_report.h). Of several reports one is kept.
+APAR_DEVICE void report(DeviceReport* target, DeviceFault fault, int index, int value, int largest) {
+  __stcs(reinterpret_cast<int4*>(target), make_int4(static_cast<int>(fault), index, value, largest));
 }
 
 // ---- barriers and warp collectives

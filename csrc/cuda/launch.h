@@ -99,9 +99,15 @@ inline bool make_tensor_map(TensorMap* map, const void* data, int64_t rows, int 
   return true;
 }
 
+// The place for reports of kernels, as devices know it.
+DeviceReport* device_report();
+// Throws what an earlier kernel has reported, and where the current device cannot run these kernels.
+void check_before_launch(const char* name);
+
 template <typename Params>
 void launch(const char* name, void (*kernel)(Params), int64_t blocks, int threads, int shared_bytes, void* stream,
             const Params& params) {
+  check_before_launch(name);
   void* arguments[] = {const_cast<Params*>(&params)};
   const dim3 grid(static_cast<unsigned>(blocks)), block(static_cast<unsigned>(threads));
   check_cuda(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, block, arguments,

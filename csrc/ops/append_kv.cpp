@@ -75,6 +75,7 @@ AppendKvParams make_params(const Tensor& k, const Tensor& v, const Tensor& k_cac
       .k_cache = static_cast<char*>(k_cache.mutable_data_ptr()),
       .v_cache = static_cast<char*>(v_cache.mutable_data_ptr()),
       .slots = slots.const_data_ptr<int32_t>(),
+      .report = nullptr,
       .k_scale = scales(k_scale),
       .v_scale = scales(v_scale),
       .rows = rows,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 import apar_ext
+from apar_ext.attention import check_plan_fits
 
 
 def make_schedule() -> torch.Tensor:
@@ -38,3 +41,26 @@ def test_operator_is_registered_as_torch_expects():
 def test_bad_input(schedule, multiprocessors, message):
     with pytest.raises(ValueError, match=message):
         torch.ops.apar.make_work(make_schedule() if schedule is None else schedule, multiprocessors)
+
+
+def make_plan() -> apar_ext.Plan:
+    page_table = torch.tensor([[3, 5]], dtype=torch.int32)
+    numbers = [torch.tensor(column, dtype=torch.int32) for column in ([0, 1], [0], [0], [20])]
+    plan = apar_ext.make_plan(page_table, *numbers, num_kv_heads=2, group_size=4, page_size=16)
+    return dataclasses.replace(plan, max_page=5)
+
+
+@pytest.mark.parametrize(
+    ("q_shape", "cache_shape", "message"),
+    [
+        ((2, 8, 64), (6, 2, 16, 64), "plan was made for rows R = 1, expected 2 as q has"),
+        ((1, 8, 64), (6, 4, 16, 64), "plan was made for num_kv_heads 2, expected 4 as k_cache has"),
+        ((1, 8, 64), (6, 2, 32, 64), "plan was made for page_size 16, expected 32 as k_cache has"),
+        ((1, 10, 64), (6, 2, 16, 64), "plan was made for group_size 4, expected Hq / Hkv = 10 / 2"),
+        ((1, 8, 64), (5, 2, 16, 64), "page_table has page id 5 in a range, expected 0 to num_pages - 1 = 4"),
+    ],
+)
+def test_plans_for_other_sizes_are_refused_without_asking_the_device(q_shape, cache_shape, message):
+    with pytest.raises(ValueError, match=message):
+        check_plan_fits(torch.empty(q_shape), torch.empty(cache_shape), make_plan())
+    check_plan_fits(torch.empty(1, 8, 64), torch.empty(6, 2, 16, 64), make_plan())

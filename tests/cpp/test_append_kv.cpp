@@ -45,6 +45,7 @@ void append_random_rows(unsigned seed, const apar::cpu::ParallelFor& parallel_fo
                         .k_cache = k_cache.data(),
                         .v_cache = v_cache.data(),
                         .slots = slots.data(),
+                        .report = nullptr,
                         .k_scale = nullptr,
                         .v_scale = nullptr,
                         .rows = rows,

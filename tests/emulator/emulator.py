@@ -24,6 +24,10 @@ class EmulatorFault(Exception):
     """What a kernel did wrong, with file and line."""
 
 
+class DeviceError(ValueError):
+    """What a kernel found wrong in its input and told the host; it went on without."""
+
+
 class _Struct(ctypes.Structure):
     def __init__(self, **values: object) -> None:
         missing = {name for name, _ in self._fields_} - set(values)
@@ -39,7 +43,7 @@ def _fields(text: str) -> list[tuple[str, type]]:
 
 class AppendKvParams(_Struct):
     _fields_ = _fields(
-        "p:k p:v p:k_cache p:v_cache p:slots p:k_scale p:v_scale q:rows q:num_kv_heads q:head_dim q:num_slots "
+        "p:k p:v p:k_cache p:v_cache p:slots p:report p:k_scale p:v_scale q:rows q:num_kv_heads q:head_dim q:num_slots "
         "q:page_size q:head_bytes q:k_row_stride_bytes q:k_head_stride_bytes q:v_row_stride_bytes "
         "q:v_head_stride_bytes i:conversion"
     )
@@ -82,8 +86,9 @@ class TreeAttentionCall(_Struct):
     _fields_ = [
         *_fields(
             "p:q p:k_cache p:v_cache p:out p:lse p:sinks p:page_table p:work_header p:bin_begin p:row_ranges "
-            "p:row_begin p:items p:arrivals p:partials p:segments_used q:q_row_stride q:q_head_stride q:num_pages "
-            "i:num_rows i:num_kv_heads i:group_size i:head_dim i:page_size i:max_pages f:scale f:softcap p:work"
+            "p:row_begin p:items p:arrivals p:partials p:segments_used p:report q:q_row_stride q:q_head_stride "
+            "q:num_pages i:num_rows i:num_kv_heads i:group_size i:head_dim i:page_size i:max_pages f:scale f:softcap "
+            "p:work"
         ),
         ("input", WorkInput),
         ("element", ctypes.c_int32),
@@ -113,6 +118,7 @@ def library() -> ctypes.CDLL:
     loaded = ctypes.CDLL(str(folder / "apar_emulator.so"))
     texts = ["emulate_append_kv", "emulate_mask_logits", "emulate_tree_attention", "emulate_faulty", "emulator_sites"]
     texts += ["emulate_greedy_tokens", "emulate_sample_tokens", "emulate_draw_numbers"]
+    texts.append("emulator_report")
     for name in texts:
         getattr(loaded, name).restype = ctypes.c_char_p
     for name in ["emulator_bytes_read", "emulator_bytes_written", "plan_ints", "work_ints", "work_items"]:
@@ -184,6 +190,8 @@ class Device:
         fault = getattr(self.library, function)(*arguments).decode()
         if fault:
             raise EmulatorFault(fault)
+        if reported := self.library.emulator_report().decode():
+            raise DeviceError(reported)
         counters = Counters()
         self.library.emulator_counters(ctypes.byref(counters))
         read, written = (
@@ -214,6 +222,7 @@ def append_kv(
                 k_cache=device.tensor("k_cache", k_cache, writable=True),
                 v_cache=device.tensor("v_cache", v_cache, writable=True),
                 slots=device.tensor("slots", slots),
+                report=None,
                 k_scale=device.tensor("k_scale", k_scale),
                 v_scale=device.tensor("v_scale", v_scale),
                 rows=k.shape[0],
@@ -331,6 +340,14 @@ def draw_numbers(
     return numbers
 
 
+def work_input_for(device: Device, num_rows: int, num_kv_heads: int, group_size: int) -> dict[str, int]:
+    """The options of ``tree_attention`` that the operator would choose for this device."""
+    work_input = WorkInput(packed_rows=0, target_items=0, max_partials=0, batch_invariant=1)
+    sizes = (_int64(size) for size in (num_rows, num_kv_heads, group_size, device.multiprocessors))
+    device.library.work_input_for(*sizes, ctypes.byref(work_input))
+    return {name: getattr(work_input, name) for name in ("packed_rows", "target_items", "max_partials")}
+
+
 @dataclass
 class Attention:
     out: torch.Tensor
@@ -431,6 +448,7 @@ def tree_attention(
         items=None,
         arrivals=None,
         partials=address("partials", partials, writable=True),
+        report=None,
         segments_used=address("segments_used", segments_used, writable=True),
         q_row_stride=q.stride(0),
         q_head_stride=q.stride(1),

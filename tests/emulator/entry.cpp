@@ -39,6 +39,7 @@ APAR_EXPORT void emulator_reset() {
   machine().clear_tensors();
   machine().settings = {};
   machine().counters = {};
+  machine().report = {};
   machine().sites.clear();
 }
 APAR_EXPORT void emulator_settings(int multiprocessors, int resident_blocks, int shared_bytes, uint64_t seed,
@@ -62,6 +63,10 @@ APAR_EXPORT int64_t emulator_bytes_written(const char* name) { return machine().
 APAR_EXPORT const char* emulator_sites() {
   last_text.clear();
   for (const std::string& site : machine().sites) last_text += site + "\n";
+  return last_text.c_str();
+}
+APAR_EXPORT const char* emulator_report() {
+  last_text = apar::report_text(machine().report);
   return last_text.c_str();
 }
 APAR_EXPORT void emulator_counters(apar::emulator::Counters* counters) { *counters = machine().counters; }

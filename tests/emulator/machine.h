@@ -21,6 +21,8 @@
 #include <string>
 #include <vector>
 
+#include "core/device_report.h"
+
 namespace apar::emulator {
 
 using Location = std::source_location;
@@ -172,6 +174,7 @@ class Machine {
  public:
   Settings settings;
   Counters counters;
+  DeviceReport report{};  // what kernels have told the host
 
   // The address by which kernels know this memory.
   uint64_t add_tensor(const std::string& name, void* data, int64_t bytes, bool writable);

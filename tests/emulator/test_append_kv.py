@@ -8,7 +8,7 @@ import torch
 import apar_ext
 from apar_ext import reference
 
-from .emulator import Device, EmulatorFault, append_kv
+from .emulator import Device, DeviceError, append_kv
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -68,8 +68,18 @@ def test_8_bit_caches_have_the_bits_of_the_cpu(dtype, head_dim, gap):
 
 
 @pytest.mark.parametrize("slot", [-2, 24, 1 << 30])
-def test_slots_out_of_range_stop_the_launch(slot):
-    case = make_case(3, rows=4, heads=1, pages=3, page_size=8, head_dim=16, dtype=torch.float16)
-    case[4][2] = slot
-    with pytest.raises(EmulatorFault, match=rf"append_kv: slots\[2\] is {slot}, expected -1 or 0 to 23"):
-        append_kv(Device(), *case)
+@pytest.mark.parametrize("kv_dtype", [torch.float16, torch.float8_e4m3fn])
+def test_rows_with_slots_out_of_range_are_skipped_and_told_of(slot, kv_dtype):
+    k, v, _, _, slots = make_case(3, rows=4, heads=1, pages=3, page_size=8, head_dim=16, dtype=torch.float16)
+    caches = [torch.zeros(3, 1, 8, 16, dtype=kv_dtype) for _ in range(2)]
+    expected = [cache.clone() for cache in caches]
+    slots[:] = torch.tensor([3, 9, -1, 17])
+    reference.append_kv(k, v, *expected, slots)
+    slots[2] = slot
+    message = (
+        rf"append_kv: in an earlier call .* slots\[2\] is {slot}, expected -1 or 0 to .* = 23; the row was skipped"
+    )
+    with pytest.raises(DeviceError, match=message):
+        append_kv(Device(), k, v, *caches, slots)
+    for cache, right in zip(caches, expected, strict=True):
+        assert torch.equal(cache.view(torch.uint8), right.view(torch.uint8))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from . import cases
-from .emulator import Device, EmulatorFault, tree_attention
+from .emulator import Device, DeviceError, EmulatorFault, tree_attention
 
 # Of all kinds: cut items, several items per block of threads, strips of one and of several warps.
 CONFIGURATIONS = {
@@ -48,14 +48,21 @@ def test_wrong_pages_are_found(by):
     right = run(case, "32")
     try:
         wrong = run(case, "32", shift=("page_table", by))
+    except DeviceError as error:
+        assert "page_table has page id" in str(error)  # noqa: PT017
     except EmulatorFault as fault:
         assert "k_cache" in str(fault) or "v_cache" in str(fault)  # noqa: PT017
     else:
         assert not torch.equal(wrong.out, right.out)
 
 
-@pytest.mark.parametrize("tensor", ["work", "page_table"])
-def test_loads_beyond_a_tensor_are_found(tensor):
-    case = make_case()
+def test_loads_beyond_a_tensor_are_found():
     with pytest.raises(EmulatorFault, match=r"of (k_cache|v_cache|q|work|page_table|no tensor)"):
-        run(case, "32", shift=(tensor, 1 << 20))
+        run(make_case(), "32", shift=("work", 1 << 20))
+
+
+@pytest.mark.parametrize("configuration", CONFIGURATIONS)
+@pytest.mark.parametrize("by", [1 << 20, -(1 << 30)])
+def test_page_ids_out_of_range_are_told_of_and_not_followed(configuration, by):
+    with pytest.raises(DeviceError, match=r"tree_attention: .* page_table has page id .*, expected 0 to num_pages - 1"):
+        run(make_case(), configuration, shift=("page_table", by))

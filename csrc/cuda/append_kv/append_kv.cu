@@ -56,9 +56,10 @@ void launch_copy(const AppendKvParams& params, void* stream) {
 
 }  // namespace
 
-void append_kv(const AppendKvParams& params, int device, void* stream) {
+void append_kv(AppendKvParams params, int device, void* stream) {
   if (params.rows == 0 || params.num_kv_heads == 0 || params.head_bytes == 0) return;
   const DeviceScope scope(device);
+  params.report = device_report();
   switch (params.conversion) {
     case KvConversion::kNone:
       return launch_copy(params, stream);

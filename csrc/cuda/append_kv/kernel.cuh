@@ -26,9 +26,12 @@ APAR_DEVICE KvMove find_move(const AppendKvParams& params, int64_t vector, int s
   const int64_t head = vector % vectors_per_row / vectors_per_head;
   const int64_t index = vector % vectors_per_head;
   const int32_t slot = load_constant(params.slots + row);
-  if (slot == -1) return {.head = 0, .k_source = 0, .v_source = 0, .target = 0, .skipped = true};
   if (slot < 0 || slot >= params.num_slots) {
-    stop("append_kv: slots[%lld] is %lld, expected -1 or 0 to %lld\n", row, slot, params.num_slots - 1);
+    if (slot != -1) {
+      report(params.report, DeviceFault::kAppendKvSlot, static_cast<int>(row), slot,
+             static_cast<int>(params.num_slots - 1));
+    }
+    return {.head = 0, .k_source = 0, .v_source = 0, .target = 0, .skipped = true};
   }
   return {.head = head,
           .k_source = row * params.k_row_stride_bytes + head * params.k_head_stride_bytes + index * source_bytes,

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "core/device_report.h"
 #include "core/work.h"
 
 namespace apar::cuda {
@@ -28,6 +29,7 @@ struct TreeAttentionParams {
   // Parts: see arguments.cuh. Of one strip of 16 packed rows and head: outputs, then maxima, then sums.
   float* partials;         // [max_partials, Hkv, 16 * (D + 2)]
   int32_t* segments_used;  // [max items, parts, Hkv]
+  DeviceReport* report;    // where page ids out of range are told of
 
   int64_t q_row_stride;
   int64_t q_head_stride;

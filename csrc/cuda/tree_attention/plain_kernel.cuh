@@ -5,6 +5,7 @@
 
 #include "core/work.h"
 #include "cuda/device.cuh"
+#include "cuda/tree_attention/pages.cuh"
 #include "cuda/tree_attention/params.h"
 #include "cuda/tree_attention/softmax.cuh"
 
@@ -47,17 +48,17 @@ class PlainAttention {
  private:
   APAR_DEVICE void add_range(const RowRange& range) {
     const int begin = range.begin, end = range.end;
-    const int32_t* pages = params_.page_table + static_cast<int64_t>(range.stream / 2) * params_.max_pages;
     for (int position = begin / kBlockEntries * kBlockEntries; position < end; position += kBlockEntries) {
       if (position == segment_begin(position)) fold_segment();
-      add_block(pages, position, position > begin ? position : begin,
+      add_block(range.stream / 2, position, position > begin ? position : begin,
                 position + kBlockEntries < end ? position + kBlockEntries : end);
     }
     fold_segment();
   }
 
   // Entries [first, end) of the block at `position`.
-  APAR_DEVICE void add_block(const int32_t* pages, int position, int first, int end) {
+  APAR_DEVICE void add_block(int stream, int position, int first, int end) {
+    const int32_t* pages = params_.page_table + static_cast<int64_t>(stream) * params_.max_pages;
     float scores[kEntriesPerLane];
     int64_t sources[kEntriesPerLane];
     float maximum = segment_.maximum;
@@ -67,7 +68,7 @@ class PlainAttention {
       scores[i] = minus_infinity();
       sources[i] = -1;
       if (entry >= first && entry < end) {
-        const int64_t page = load_constant(pages + entry / params_.page_size);
+        const int64_t page = known_page(params_, stream, load_constant(pages + entry / params_.page_size));
         sources[i] =
             ((page * params_.num_kv_heads + head_) * params_.page_size + entry % params_.page_size) * params_.head_dim;
         const float* key = static_cast<const float*>(params_.k_cache) + sources[i];

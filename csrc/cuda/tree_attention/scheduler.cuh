@@ -5,6 +5,7 @@
 
 #include "core/work.h"
 #include "cuda/device.cuh"
+#include "cuda/tree_attention/pages.cuh"
 #include "cuda/tree_attention/params.h"
 #include "cuda/tree_attention/traits.h"
 
@@ -82,8 +83,9 @@ class Scheduler {
       const uint32_t seen =
           entries == kTokens ? visible_[0] | visible_[1] : word & bits_between(first, first + entries);
       if (seen != 0) {
-        page_ = load_constant(params_.page_table + static_cast<int64_t>(stream_) * params_.max_pages +
-                              (position_ >> page_shift_) + lane_);
+        page_ = known_page(params_, stream_,
+                           load_constant(params_.page_table + static_cast<int64_t>(stream_) * params_.max_pages +
+                                         (position_ >> page_shift_) + lane_));
       }
     }
     offset_ = position_ & (params_.page_size - 1);

@@ -89,12 +89,8 @@ void tree_attention(TreeAttentionParams params, Element element, int32_t* work, 
                     void* stream) {
   if (params.num_rows == 0 || params.num_kv_heads == 0) return;
   const DeviceScope scope(device);
-  const DeviceLimits limits = device_limits();
-  if (limits.compute_capability < 80) {
-    fail("the device has compute capability " + std::to_string(limits.compute_capability / 10) + "." +
-         std::to_string(limits.compute_capability % 10) + ", expected 8.0 or newer");
-  }
   const WorkLayout layout = work_layout(params.num_rows, params.num_kv_heads, params.group_size, input);
+  params.report = device_report();
   params.work = reinterpret_cast<const WorkHeader*>(work);
   params.bin_begin = work + layout.bin_begin;
   params.row_begin = work + layout.row_begin;
