@@ -63,7 +63,8 @@ def make_case(
     pages_of = {stream: -(-length // page_size) for stream, length in lengths.items()}
     num_pages = sum(pages_of.values()) + 2
     free_pages = torch.randperm(num_pages, generator=generator).tolist()
-    page_table = torch.full((num_streams, max(pages_of.values(), default=0) + 2), 1 << 30, dtype=torch.int32)
+    last = max((end for ranges in rows for _, _, end in ranges), default=0)  # of empty ranges, too
+    page_table = torch.full((num_streams, -(-last // page_size) + 2), 1 << 30, dtype=torch.int32)
     caches = torch.full((2, num_pages, num_kv_heads, page_size, head_dim), math.nan, dtype=dtype)
     for stream, mask in seen.items():
         for page in range(pages_of[stream]):
