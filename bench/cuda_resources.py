@@ -1,6 +1,7 @@
 """What each attention kernel takes of a multiprocessor: registers, spills, shared memory, blocks, bytes in flight.
 
-Needs nvcc and no GPU: the numbers are the compiler's and follow from the kernel's shapes. Prints a table in Markdown.
+Needs nvcc and no GPU: the numbers are the compiler's and follow from the kernel's shapes. Prints a table in Markdown;
+with --write it goes to docs/kernels.md.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+from bench.tables import markdown, write_table
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAD_DIMS = (64, 80, 96, 128, 256)
@@ -94,10 +97,10 @@ def blocks_by_registers(kernel: Kernel) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--arch", default="90a", choices=sorted(SHARED_KILOBYTES))
+    parser.add_argument("--write", action="store_true", help="fill the table cuda-resources of docs/kernels.md")
     arguments = parser.parse_args()
     columns = "head_dim, packed rows, threads, registers, spill bytes, shared KB, stages, blocks per SM, KB in flight"
-    print("|", " | ".join(columns.split(", ")), "|")
-    print("|---" * 9 + "|")
+    lines = []
     for kernel in sorted(compile_reports(("bfloat16",), (arguments.arch,)), key=lambda k: (k.head_dim, k.packed_rows)):
         multiprocessor = SHARED_KILOBYTES[kernel.arch] * 1024
         fixed = fixed_shared_bytes(kernel)
@@ -112,7 +115,11 @@ def main() -> None:
         in_flight = resident * (stages - 1) * kernel.stage_bytes
         cells = [kernel.head_dim, kernel.packed_rows, kernel.threads, kernel.registers, kernel.spill_bytes]
         cells += [round(shared / 1024), stages, resident, round(in_flight / 1024)]
-        print("|", " | ".join(str(cell) for cell in cells), "|")
+        lines.append(cells)
+    table = markdown(columns.split(", "), lines)
+    print(table)
+    if arguments.write:
+        write_table(ROOT / "docs" / "kernels.md", "cuda-resources", table)
 
 
 def fixed_shared_bytes(kernel: Kernel) -> int:

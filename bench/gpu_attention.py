@@ -88,7 +88,7 @@ def measure_large(bench: Bench) -> list[dict[str, Any]]:
 def measure_medium(bench: Bench) -> list[dict[str, Any]]:
     """32 to 64 MB, cold: caches of many layers, each read once in a run of the graph, and a flushed cache before it."""
     results = []
-    for heads, requests in (((32, 8), 32), ((32, 32), 8), ((32, 8), 45)):
+    for heads, requests in (((32, 8), 32), ((32, 32), 8), ((32, 8), 40)):
         problem = bench.problem(vicuna_rows(requests), heads, min_bytes=4 * bench.card.cache_bytes)
         found = {"shape": f"{requests} requests of vicuna80", "heads": heads_text(heads), "cold": True}
         found |= bench.measure(problem, cold=True)
