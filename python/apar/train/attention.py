@@ -20,6 +20,7 @@ from apar.train.tile_attention import Tile, make_tiles, tile_attention
 
 TILE_ATTENTION = "apar_tiles"
 FLEX_ATTENTION = "flex_attention"
+FLEX_BLOCK = 128
 
 
 def register() -> None:
@@ -118,9 +119,13 @@ def _tile_mask(ends: torch.Tensor, positions: torch.Tensor, window: int | None, 
 
 
 def _block_mask(ends: torch.Tensor, positions: torch.Tensor, window: int | None, dtype: torch.dtype) -> Any:
-    from torch.nn.attention.flex_attention import create_block_mask
+    """The same rule for FlexAttention. Which blocks are seen follows from the ends of each block of keys: the whole
+    mask, which torch would build to find out, is never there.
+    """
+    from torch.nn.attention.flex_attention import BlockMask
 
     num_rows, length = ends.shape
+    total = num_rows * length
     offsets = torch.arange(num_rows, dtype=ends.dtype, device=ends.device)[:, None] * length
     flat_ends, flat_positions = (ends + offsets).flatten(), positions.flatten()
 
@@ -130,7 +135,27 @@ def _block_mask(ends: torch.Tensor, positions: torch.Tensor, window: int | None,
             seen = seen & (flat_positions[q] - flat_positions[k] < window)
         return seen
 
-    return create_block_mask(sees, None, None, num_rows * length, num_rows * length, device=ends.device)
+    num_blocks = -(-total // FLEX_BLOCK)
+    rest = num_blocks * FLEX_BLOCK - total
+    latest = torch.nn.functional.pad(flat_ends, (0, rest)).view(num_blocks, FLEX_BLOCK).amax(1)
+    earliest = torch.nn.functional.pad(flat_ends, (0, rest), value=total).view(num_blocks, FLEX_BLOCK).amin(1)
+    block = torch.arange(num_blocks, device=ends.device)
+    first = (block * FLEX_BLOCK)[:, None]  # query of each block of queries
+    before = block[:, None] > block[None, :]
+    # Keys of an earlier block are seen if one of them is seen by the block's first query.
+    some = (block[:, None] == block[None, :]) | (before & (latest > first))
+    every = before & (earliest >= (first + FLEX_BLOCK).clamp(max=total)) & (window is None)
+    return BlockMask.from_kv_blocks(
+        *_ordered(some & ~every), *_ordered(every), BLOCK_SIZE=FLEX_BLOCK, mask_mod=sees, seq_lengths=(total, total)
+    )
+
+
+def _ordered(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """[Q, K] bool as FlexAttention wants it: per block of queries the number of blocks [1, 1, Q], and their numbers in
+    front of all others [1, 1, Q, K], both int32.
+    """
+    order = torch.argsort(blocks.int(), dim=1, descending=True, stable=True)
+    return blocks.sum(1, dtype=torch.int32)[None, None], order.int()[None, None]
 
 
 def _no_mask(*args: Any, **kwargs: Any) -> None:
