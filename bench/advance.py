@@ -1,6 +1,6 @@
 """How long does the bookkeeping of a step take, from 1 to 4,096 branches?
 
-    python bench/advance.py
+    python -m bench.advance
 
 Times one call of `advance` (transition, release, grants, rows, ranges, attention plan) as Python calls it: in a steady
 step, where every branch writes an ordinary token, and in busy ones, where some fork and some end in every step.
@@ -19,8 +19,7 @@ from typing import Any
 import torch
 from apar.forest import Forest, ForestConfig
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from common import machine_line, print_table, write_results
+from bench.common import machine_line, print_table, write_results
 
 BRANCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 BRANCHES_PER_REQUEST = 8

@@ -1,7 +1,7 @@
 """How fast is tree attention, against what torch offers and against what the machine can do?
 
-    python bench/attention.py             # the headline numbers, a few minutes
-    python bench/attention.py --shapes    # the 35 kernel shapes of FastTree and PAT
+    python -m bench.attention             # the headline numbers, a few minutes
+    python -m bench.attention --shapes    # the 35 kernel shapes of FastTree and PAT
 
 Results are checked before they are timed. Candidates of one comparison take turns; the machine's ceilings too.
 """
@@ -21,8 +21,7 @@ import torch.nn.functional as F
 import apar_ext
 from apar_ext import reference
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from common import Matmul, MemoryReader, machine_line, print_table, time_together, tree_rows, write_results
+from bench.common import Matmul, MemoryReader, machine_line, print_table, time_together, tree_rows, write_results
 
 ACCURACY = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 5e-3}
 NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}

@@ -12,8 +12,8 @@ from apar_ext.attention import check_plan_fits
 
 
 def make_schedule() -> torch.Tensor:
-    page_table = torch.arange(40, dtype=torch.int32).view(2, 20)
-    columns = [[0, 1, 0], [0, 0, 0], [300, 20, 100]]
+    page_table = torch.arange(80, dtype=torch.int32).view(2, 40)
+    columns = [[0, 1, 0], [0, 0, 0], [500, 20, 100]]
     numbers = [torch.tensor(column, dtype=torch.int32) for column in ([0, 2, 3], *columns)]
     return apar_ext.make_plan(page_table, *numbers, num_kv_heads=2, group_size=4, page_size=16).schedule
 
@@ -22,7 +22,7 @@ def test_lists_items_and_ranges():
     work = torch.ops.apar.make_work(make_schedule(), 132)
     assert work[1:5].tolist() == [2, 1, 3, 32]  # items, merges, partial results, packed rows
     assert work[8 + 66 + 1 :][:3].tolist() == [0, 2, 3]  # behind header and bins
-    assert work[-12:].view(3, 4).tolist() == [[0, 0, 0, 300], [1, 2, 0, 20], [0, 0, 0, 100]]
+    assert work[-12:].view(3, 4).tolist() == [[0, 0, 0, 500], [1, 2, 0, 20], [0, 0, 0, 100]]
 
 
 def test_operator_is_registered_as_torch_expects():
