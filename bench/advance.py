@@ -9,10 +9,8 @@ Goal: under 50 us at 64 branches, growing linearly.
 
 from __future__ import annotations
 
-import pathlib
 import random
 import statistics
-import sys
 import time
 from typing import Any
 

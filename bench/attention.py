@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
-import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +19,6 @@ import torch.nn.functional as F
 
 import apar_ext
 from apar_ext import reference
-
 from bench.common import Matmul, MemoryReader, machine_line, print_table, time_together, tree_rows, write_results
 
 ACCURACY = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 5e-3}

@@ -1,4 +1,4 @@
-"""What do parallel branches save on real answers? `python bench/decode.py` (about 6 minutes on two cores).
+"""What do parallel branches save on real answers? `python -m bench.decode` (about 6 minutes on two cores).
 
 Replays the shapes of real answers to the Vicuna-Bench questions on a Llama with 110M random parameters:
 
@@ -13,19 +13,16 @@ from __future__ import annotations
 import argparse
 import pathlib
 import statistics
-import sys
 import time
 from typing import Any
 
 import torch
+from apar.replay import add_stats, random_llama, read_trees, replay
+
+from bench.common import print_table, write_results
+from bench.tree_count import TreeCount
 
 ROOT = pathlib.Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "python")]
-
-from apar.replay import add_stats, random_llama, read_trees, replay  # noqa: E402
-
-from bench.common import print_table, write_results  # noqa: E402
-from bench.tree_count import TreeCount  # noqa: E402
 
 SIZE = {"hidden_size": 768, "layers": 12, "heads": 12, "intermediate_size": 2048}  # 110M with 32,000 tokens
 

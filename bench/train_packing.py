@@ -1,6 +1,6 @@
 """What packing saves in training: each tree forwarded once against one row per branch, on shapes of real answers.
 
-python bench/train_packing.py [--trees FILE] [--rule nested] [--answers 16] [--dtype bfloat16]
+python -m bench.train_packing [--trees FILE] [--rule nested] [--answers 16] [--dtype bfloat16]
 
 Both sides learn the same targets with the same weights and the same attention kernel, and both are packed to full rows;
 the losses are compared before anything is timed. Only answers that fork are taken: others are the same on both sides.
@@ -11,23 +11,20 @@ from __future__ import annotations
 import argparse
 import itertools
 import pathlib
-import sys
 from typing import Any
 
 import numpy as np
 import torch
+from apar.replay import read_trees
+from apar.train.attention import TILE_ATTENTION, register
+from apar.train.dataset import RowDataset, TreeStore, collate
+from apar.train.loss import target_logits, target_losses
+from apar.train.packing import PackedTree, TokenTree, one_row_per_branch, pack_tree
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from bench.common import machine_line, print_table, time_together, write_results
+
 ROOT = pathlib.Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "python")]
-
-from apar.replay import read_trees  # noqa: E402
-from apar.train.attention import TILE_ATTENTION, register  # noqa: E402
-from apar.train.dataset import RowDataset, TreeStore, collate  # noqa: E402
-from apar.train.loss import target_logits, target_losses  # noqa: E402
-from apar.train.packing import PackedTree, TokenTree, one_row_per_branch, pack_tree  # noqa: E402
-
-from bench.common import machine_line, print_table, time_together, write_results  # noqa: E402
 
 VOCABULARY, FORK, CHILD, END, FIRST_WORD = 4096, 3, 4, 2, 5
 
