@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import Any
 
 
@@ -23,5 +24,7 @@ def _train(options: argparse.Namespace) -> int:
     from apar.train.config import load_config
     from apar.train.run import train
 
-    print(train(load_config(options.config), resume=options.resume, overwrite=options.overwrite))
+    folder = train(load_config(options.config), resume=options.resume, overwrite=options.overwrite)
+    if os.environ.get("RANK", "0") == "0":
+        print(folder)
     return 0

@@ -191,6 +191,7 @@ def _training_arguments(
     config: TrainConfig, steps: int, has_heldout: bool, beside: dict[str, Any]
 ) -> TrainingArguments:
     try:
+        beside = {"ddp_find_unused_parameters": False, **beside}  # a pass more that a dense model has no use for
         arguments = TrainingArguments(**_arguments_of(config, steps, has_heldout), **beside)
     except (ValueError, TypeError) as error:
         raise ValueError(f"config: transformers.TrainingArguments does not take it ({error})") from error

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import apar
@@ -100,6 +104,31 @@ def test_accumulated_micro_batches_are_one_batch(tmp_path: Path) -> None:
     )
     for step, loss in losses(whole).items():
         assert losses(parts)[step] == pytest.approx(loss, abs=1e-5)
+
+
+def test_several_processes_learn_what_one_does(tmp_path: Path) -> None:
+    """Two processes of one row each against one of two rows; their rows have different numbers of targets."""
+    one = tiny_run(tmp_path, output=str(tmp_path / "one"), rows=2, length=70, evaluate_every=2, threads=1)
+    two = dataclasses.replace(one, output=str(tmp_path / "two"), rows=1)
+    train(one)
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(dataclasses.asdict(two)))
+    root = Path(__file__).parents[3]
+    command = "-m torch.distributed.run --standalone --nproc-per-node=2 -m apar train".split()
+    subprocess.run(
+        [sys.executable, *command, str(tmp_path / "two.yaml")],
+        check=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": f"{root}:{root / 'python'}", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        timeout=300,
+    )
+    expected, found = (read_log(Path(config.output) / "log.jsonl") for config in (one, two))
+    assert [line["step"] for line in found] == [line["step"] for line in expected]
+    for line, other in zip(expected, found, strict=True):
+        for name in ("loss", "grad_norm"):
+            assert other.get(name, 0.0) == pytest.approx(line.get(name, 0.0), abs=1e-5)
+        for name, value in line.get("heldout", {}).items():
+            assert other["heldout"][name] == pytest.approx(value, abs=1e-5)
 
 
 def test_the_command_line(tmp_path: Path, capsys) -> None:
