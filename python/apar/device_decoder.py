@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+import apar_ext
 from apar.buckets import Buckets
 from apar.captured import Graphs, Stopwatch, make_graphs
 from apar.choosers import Chooser, Rows
@@ -192,6 +193,7 @@ class DeviceDecoder(Decoder):
         flight = self.flights.popleft()
         if flight.done is not None:
             flight.done.synchronize()
+            apar_ext.raise_device_error()  # a replayed graph has nobody else to ask
         forest, recorder = self.forest, self.recorder
         num_rows = forest.num_rows
         if num_rows == 0:  # launched before it was known that the last branch had ended
