@@ -73,8 +73,8 @@ class BuildReport:
     """records: read. malformed: of them left out. answers: in the records that are not. known: there already (append).
 
     dropped: answers without a fork beyond the ratio. written: trees in the result, of which forked, heldout, and kept
-    (those that were there before). prompts: different ones. groups: of prompts that are nearly the same, each on one side;
-    largest_group: prompts in the largest. malformed_list: where the malformed ones are listed, if there are any.
+    (those that were there before). prompts: different ones. groups: of prompts that are nearly the same, each on one
+    side; largest_group: prompts in the largest. malformed_list: where the malformed ones are listed, if there are any.
     """
 
     records: int = 0
@@ -129,13 +129,11 @@ def build(
     report = BuildReport()
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".unfinished", dir=out.parent))
     try:
-        malformed = _first_pass(inputs, out, options, folder, report, progress)
+        _first_pass(inputs, out, options, folder, report, progress)
         _second_pass(out, options, folder, report)
         listed = out.with_name(out.name + ".malformed.jsonl")
-        if malformed:
-            with written_whole(listed) as file:
-                for path, line, reason in malformed:
-                    file.write(json_line({"file": path, "line": line, "reason": reason}))
+        if report.malformed:
+            os.replace(folder / "malformed", listed)
             report.malformed_list = str(listed)
         else:
             listed.unlink(missing_ok=True)
@@ -146,22 +144,22 @@ def build(
 
 def _first_pass(
     inputs: list[str], out: Path, options: BuildOptions, folder: Path, report: BuildReport, progress: bool | None
-) -> list[tuple[str, int, str]]:
+) -> None:
     converting = ConvertOptions(options.forks, options.last_only, options.seed)
-    malformed: list[tuple[str, int, str]] = []
-    known: set[int] = set()
+    known = np.zeros(0, np.uint64)
     names = [str(out)] if options.append and out.exists() else []
     with (
         open(folder / "lines", "wb") as lines,
         open(folder / "index", "wb") as index,
         open(folder / "signatures", "wb") as signatures,
+        open(folder / "malformed", "wb") as malformed,
     ):
 
         def store(converted: Converted, fresh: bool) -> None:
             chosen = converted.index
             kept_lines, kept_signatures = converted.lines, converted.signatures
-            if fresh and known:
-                new = np.array([value not in known for value in chosen["record"].tolist()], bool)
+            if fresh and len(known):
+                new = ~np.isin(chosen["record"], known)
                 report.known += int((~new).sum())
                 kept_lines = [line for line, is_new in zip(kept_lines, new, strict=True) if is_new]
                 chosen, kept_signatures = chosen[new], kept_signatures[new]
@@ -173,9 +171,10 @@ def _first_pass(
         for name in names:
             for batch in read_batches(name):
                 converted = keep(batch, converting)
-                known.update(converted.index["record"].tolist())
                 report.kept += len(converted.lines)
                 store(converted, False)
+        index.flush()
+        known = np.unique(np.fromfile(folder / "index", INDEX)["record"])
         total = input_bytes(inputs)
         # The processes are made before the bar, which starts a thread.
         with (
@@ -198,12 +197,12 @@ def _first_pass(
                     if options.strict and converted.malformed:
                         line, reason = converted.malformed[0]
                         raise ValueError(f"{batch.path}, line {line}: {reason}")
-                    malformed += [(batch.path, line, reason) for line, reason in converted.malformed]
+                    for line, reason in converted.malformed:
+                        malformed.write(json_line({"file": batch.path, "line": line, "reason": reason}))
                     store(converted, True)
                     bar.update(finished + min(batch.done, size) - bar.n)
                     bar.set_postfix_str(f"{report.answers:,} answers", refresh=False)
                 finished += size
-    return malformed
 
 
 class _Workers:
@@ -265,7 +264,7 @@ def _second_pass(out: Path, options: BuildOptions, folder: Path, report: BuildRe
 
 def _write_chosen(lines: BinaryIO, file: BinaryIO, wanted: np.ndarray, heldout: np.ndarray) -> None:
     write: Callable[[bytes], Any] = file.write
-    for line, is_wanted, is_heldout in zip(lines, wanted.tolist(), heldout.tolist(), strict=True):
+    for line, is_wanted, is_heldout in zip(lines, wanted, heldout, strict=True):
         if is_wanted:
             write(HELDOUT_START + line[len(LINE_START) :] if is_heldout else line)
 
@@ -276,9 +275,10 @@ def _sides(index: np.ndarray, signatures: Path, options: BuildOptions, report: B
     if not len(keys):
         return np.zeros(0, np.uint8)
     mapped = np.memmap(signatures, np.uint32, "r", shape=(len(index), PERMUTATIONS))
-    order = np.argsort(first)  # as they came, so that the disk is read forward
-    groups = np.empty(len(keys), np.int64)
-    groups[order] = order[near_duplicates(_Rows(mapped, first[order]), options.similarity)]
+    order = np.argsort(first).astype(np.int32)  # as they came, so that the disk is read forward
+    first, inverse = first[order].astype(np.int32), inverse.astype(np.int32)
+    groups = np.empty(len(keys), np.int32)
+    groups[order] = order[near_duplicates(_Rows(mapped, first), options.similarity)]
     sizes = np.bincount(groups)
     report.groups, report.largest_group = int((sizes > 0).sum()), int(sizes.max())
     fixed = np.full(len(keys), UNDECIDED, np.uint8)

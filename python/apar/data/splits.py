@@ -46,38 +46,38 @@ def signature(words: list[str]) -> np.ndarray:
 
 
 def near_duplicates(signatures: np.ndarray, similarity: float) -> np.ndarray:
-    """Groups prompts that are alike: int64 [n], for each the first member of its group.
+    """Groups prompts that are alike: int32 [n], for each the first member of its group.
 
     signatures: uint32 [n, 64], may be mapped from a file. similarity: the estimated share of common runs of words from
     which two prompts count as alike, 0 to 1. Of pairs as alike as 0.7 1 % are missed, as alike as 0.8 almost none.
     """
-    parent = np.arange(len(signatures))
+    parent = np.arange(len(signatures), dtype=np.int32)  # narrow types: there may be millions
     for band in range(_BANDS):
-        part = np.ascontiguousarray(signatures[:, band * _ROWS : (band + 1) * _ROWS]).astype(np.uint64)
-        hashes = np.zeros(len(part), np.uint64)
-        for column in range(_ROWS):
-            hashes = (hashes ^ part[:, column]) * _MIX
-            hashes ^= hashes >> np.uint64(32)
+        hashes = np.zeros(len(signatures), np.uint32)
+        for column in range(band * _ROWS, (band + 1) * _ROWS):
+            hashes = (hashes ^ signatures[:, column]) * np.uint32(_MIX >> np.uint64(32))
+            hashes ^= hashes >> np.uint32(15)
         order = np.argsort(hashes, kind="stable")
-        same = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]]) + 1
+        hashes = hashes[order]
+        starts = np.ones(len(order), bool)
+        starts[1:] = hashes[1:] != hashes[:-1]
+        same = np.flatnonzero(~starts)
         if not len(same):
             continue
-        starts = np.ones(len(order), bool)
-        starts[same] = False
-        run_first = np.maximum.accumulate(np.where(starts, np.arange(len(order)), 0))
+        run_first = np.maximum.accumulate(np.where(starts, np.arange(len(order), dtype=np.int32), np.int32(0)))
         for other in (run_first[same], same - 1):  # with the first of the run, and with the one before
             for begin in range(0, len(same), 1 << 16):
                 left, right = order[other[begin : begin + (1 << 16)]], order[same[begin : begin + (1 << 16)]]
                 alike = (signatures[left] == signatures[right]).mean(axis=1) >= similarity
                 for one, two in zip(left[alike].tolist(), right[alike].tolist(), strict=True):
                     _join(parent, one, two)
-    return np.array([_root(parent, place) for place in range(len(parent))], np.int64)
+    return np.fromiter((_root(parent, place) for place in range(len(parent))), np.int32, len(parent))
 
 
 def choose_sides(keys: np.ndarray, groups: np.ndarray, fixed: np.ndarray, heldout: float) -> np.ndarray:
     """The side of every prompt, uint8 [n].
 
-    keys: uint64 [n], the hashes of the prompts. groups: int64 [n], of ``near_duplicates``. fixed: uint8 [n], the side
+    keys: uint64 [n], the hashes of the prompts. groups: int32 [n], of ``near_duplicates``. fixed: uint8 [n], the side
     where it is given already, which the group then follows. heldout: share of prompts.
     """
     smallest = np.full(len(keys), np.iinfo(np.uint64).max, np.uint64)
