@@ -13,6 +13,7 @@ COMMANDS = {
     "replay": ("apar.commands.replay", "decode trees of given shapes and report what parallel branches save"),
     "data": ("apar.data.cli", "make paragraph trees from chat data, and look at them"),
     "train": ("apar.train.cli", "tune a model on paragraph trees, or train a new one"),
+    "eval": ("apar.eval.cli", "answer a prompt set in parallel and one branch at a time, and compare"),
     "info": ("apar.commands.info", "version, torch, CPU features, devices"),
 }
 

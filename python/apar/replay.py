@@ -13,19 +13,18 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from apar.cache import ATTENTION_NAME, DEFAULT_PAGE_SIZE
 from apar.choosers import ScriptChooser
-from apar.decoder import Decoder
 from apar.device_decoder import make_decoder
 from apar.events import Event
 from apar.grammar import Grammar
+from apar.meter import KvMeter
 from apar.output import Output
 from apar.progress import progress_bar
 from apar.record import Recorder, Request
-from apar.room import DEFAULT_LIVE_BRANCHES, DEFAULT_PREFILL_TOKENS, check_integer, make_room, page_bytes
+from apar.room import DEFAULT_LIVE_BRANCHES, DEFAULT_PREFILL_TOKENS, check_integer, make_room
 from apar.run import apar_attention, path_limits
 from apar.tree import BranchId
 
@@ -263,7 +262,7 @@ def _run(
         limits.append(limit)
     room = make_room(model, prompt_lengths, limits, grammar, max_live_branches=max_live_branches, **options)
     recorder = Recorder(len(prompts), room.max_slots, grammar, listening=on_event is not None)
-    meter = _KvMeter(model, room.page_size)
+    meter = KvMeter(model, room.page_size)
     decoder = make_decoder(model, grammar, room, recorder, ScriptChooser(scripts), observe=meter)
     requests = [Request(index, ids, limit) for index, (ids, limit) in enumerate(zip(prompts, limits, strict=True))]
     shown, unit = progress
@@ -288,28 +287,6 @@ def _run(
         overhead_us_per_step=1e6 * statistics.median(recorder.overhead_of_steps),
     )
     return stats, outputs
-
-
-class _KvMeter:
-    """Counts, from the ranges of every step, the KV entries that attention reads, and the pages held."""
-
-    def __init__(self, model: Any, page_size: int) -> None:
-        self.entry_bytes = page_bytes(model, page_size) // page_size
-        self.entries_read = 0
-        self.entries_read_per_branch = 0
-        self.peak_pages = 0
-
-    def __call__(self, decoder: Decoder) -> None:
-        forest = decoder.forest
-        num_ranges = int(forest.row_indptr[forest.num_rows])
-        streams = forest.range_stream[:num_ranges].numpy()
-        ends = forest.range_end[:num_ranges].numpy()
-        # All ranges begin at 0, so what any row reads of a stream is the longest range of it.
-        longest = np.zeros(len(forest.num_pages), dtype=np.int64)
-        np.maximum.at(longest, streams, ends)
-        self.entries_read += int(longest.sum())
-        self.entries_read_per_branch += int(ends.sum())
-        self.peak_pages = max(self.peak_pages, int(forest.num_pages.sum()))
 
 
 def random_llama(

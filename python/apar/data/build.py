@@ -13,6 +13,7 @@ import concurrent.futures
 import dataclasses
 import importlib.util
 import json
+import mmap
 import multiprocessing
 import os
 import shutil
@@ -33,6 +34,7 @@ from apar.data.records import json_line, written_whole
 from apar.data.rules import rules_named
 from apar.data.splits import HELDOUT, PERMUTATIONS, UNDECIDED, choose_sides, near_duplicates
 
+_ROWS_AT_ONCE = 1 << 18
 _SMALL_INPUT_BYTES = 4_000_000  # below, making processes takes longer than they save
 
 
@@ -274,11 +276,10 @@ def _sides(index: np.ndarray, signatures: Path, options: BuildOptions, report: B
     report.prompts = len(keys)
     if not len(keys):
         return np.zeros(0, np.uint8)
-    mapped = np.memmap(signatures, np.uint32, "r", shape=(len(index), PERMUTATIONS))
     order = np.argsort(first).astype(np.int32)  # as they came, so that the disk is read forward
     first, inverse = first[order].astype(np.int32), inverse.astype(np.int32)
     groups = np.empty(len(keys), np.int32)
-    groups[order] = order[near_duplicates(_Rows(mapped, first), options.similarity)]
+    groups[order] = order[near_duplicates(_Rows(signatures, first), options.similarity)]
     sizes = np.bincount(groups)
     report.groups, report.largest_group = int((sizes > 0).sum()), int(sizes.max())
     fixed = np.full(len(keys), UNDECIDED, np.uint8)
@@ -288,19 +289,26 @@ def _sides(index: np.ndarray, signatures: Path, options: BuildOptions, report: B
 
 
 class _Rows:
-    """Chosen rows of a mapped array, read when they are asked for."""
+    """Chosen rows of a file of signatures, read when they are asked for and not kept in memory."""
 
-    def __init__(self, mapped: np.ndarray, rows: np.ndarray) -> None:
-        self._mapped = mapped
+    def __init__(self, path: Path, rows: np.ndarray) -> None:
+        with open(path, "rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._values = np.frombuffer(self._map, np.uint32).reshape(-1, PERMUTATIONS)
         self._rows = rows
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, place: Any) -> np.ndarray:
-        if isinstance(place, tuple):
-            return self._mapped[self._rows[place[0]], place[1]]
-        return self._mapped[self._rows[place]]
+        if not isinstance(place, tuple):
+            return self._values[self._rows[place]]
+        column = np.empty(len(self._rows), np.uint32)
+        for begin in range(0, len(column), _ROWS_AT_ONCE):
+            part = slice(begin, begin + _ROWS_AT_ONCE)
+            column[part] = self._values[self._rows[part], place[1]]
+            self._map.madvise(mmap.MADV_DONTNEED)
+        return column
 
 
 def _wanted(index: np.ndarray, options: BuildOptions) -> np.ndarray:

@@ -1,0 +1,7 @@
+"""How well and how fast a model answers when its branches are decoded at once: ``apar eval``."""
+
+from apar.eval.prompts import EvalPrompt, read_prompts
+from apar.eval.report import EvalReport
+from apar.eval.run import evaluate
+
+__all__ = ["EvalPrompt", "EvalReport", "evaluate", "read_prompts"]
