@@ -279,7 +279,8 @@ def _sides(index: np.ndarray, signatures: Path, options: BuildOptions, report: B
     order = np.argsort(first).astype(np.int32)  # as they came, so that the disk is read forward
     first, inverse = first[order].astype(np.int32), inverse.astype(np.int32)
     groups = np.empty(len(keys), np.int32)
-    groups[order] = order[near_duplicates(_Rows(signatures, first), options.similarity)]
+    with open(signatures, "rb") as file:
+        groups[order] = order[near_duplicates(_Rows(file, first), options.similarity)]
     sizes = np.bincount(groups)
     report.groups, report.largest_group = int((sizes > 0).sum()), int(sizes.max())
     fixed = np.full(len(keys), UNDECIDED, np.uint8)
@@ -291,9 +292,9 @@ def _sides(index: np.ndarray, signatures: Path, options: BuildOptions, report: B
 class _Rows:
     """Chosen rows of a file of signatures, read when they are asked for and not kept in memory."""
 
-    def __init__(self, path: Path, rows: np.ndarray) -> None:
-        with open(path, "rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    def __init__(self, file: BinaryIO, rows: np.ndarray) -> None:
+        self._file = file
+        self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._values = np.frombuffer(self._map, np.uint32).reshape(-1, PERMUTATIONS)
         self._rows = rows
 
@@ -302,7 +303,10 @@ class _Rows:
 
     def __getitem__(self, place: Any) -> np.ndarray:
         if not isinstance(place, tuple):
-            return self._values[self._rows[place]]
+            # Few and anywhere: a mapping would bring their whole neighbourhood.
+            size = PERMUTATIONS * self._values.itemsize
+            rows = (os.pread(self._file.fileno(), size, row * size) for row in self._rows[place].tolist())
+            return np.frombuffer(b"".join(rows), np.uint32).reshape(-1, PERMUTATIONS)
         column = np.empty(len(self._rows), np.uint32)
         for begin in range(0, len(column), _ROWS_AT_ONCE):
             part = slice(begin, begin + _ROWS_AT_ONCE)
