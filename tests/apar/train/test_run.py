@@ -113,7 +113,7 @@ def test_several_processes_learn_what_one_does(tmp_path: Path) -> None:
     train(one)
     (tmp_path / "two.yaml").write_text(yaml.safe_dump(dataclasses.asdict(two)))
     root = Path(__file__).parents[3]
-    command = "-m torch.distributed.run --standalone --nproc-per-node=2 -m apar train".split()
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "apar", "train"]
     subprocess.run(
         [sys.executable, *command, str(tmp_path / "two.yaml")],
         check=True,
