@@ -46,21 +46,21 @@ def steps() -> list[Step]:
     python = sys.executable
     sanitized = (python, "-m", "pytest", "-q", "-x", *SANITIZED_TESTS)
     return [
-        Step("attention", 180, module="gpu_attention"),
+        Step("attention", 175, module="gpu_attention"),
         Step("advance", 25, module="advance", arguments=("--device", "cuda"), in_dry_run=False),
-        Step("decode", 110, module="gpu_decode"),
-        Step("generate", 70, module="gpu_generate"),
-        Step("tests", 100, command=(python, "-m", "pytest", "-q", "-m", "gpu", "tests"), in_dry_run=False),
+        Step("decode", 100, module="gpu_decode"),
+        Step("generate", 85, module="gpu_generate"),
+        Step("tests", 85, command=(python, "-m", "pytest", "-q", "-m", "gpu", "tests"), in_dry_run=False),
         Step(
             "memcheck",
-            45,
+            40,
             command=("compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "1", *sanitized),
             needs="compute-sanitizer",
             in_dry_run=False,
         ),
         Step(
             "racecheck",
-            45,
+            40,
             command=("compute-sanitizer", "--tool", "racecheck", "--error-exitcode", "1", *sanitized),
             needs="compute-sanitizer",
             in_dry_run=False,
