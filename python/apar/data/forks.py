@@ -11,6 +11,7 @@ from apar.data.rules import RULES, Rule, rules_named
 from apar.tree import ParagraphTree
 
 MAX_FORKS = 64  # of one branch: what the decoder allows by default
+_WORKED_OUT = ("```", "~~~", "$$", "\\[")  # prose around code and formulas is one line of thought
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +21,8 @@ class ForkOptions:
     rules: names of rules or of groups of rules (see ``apar.data.rules``).
     max_depth: levels of details, 1 as in the paper (the decoder's own ``max_depth`` counts the trunk, too: one more).
     min_detail: characters that a detail must have, the white space around it not counted.
-    short_text: answers of fewer characters have no paragraph split after its first sentence.
+    short_text: answers of fewer characters have no paragraph split after its first sentence; nor have those with blocks
+        of code or formulas, whose paragraphs lead from one to the next.
     fork_references: fork also details that refer to a sibling (see ``apar.data.references``).
     """
 
@@ -56,7 +58,7 @@ def paragraphs(text: str, prompt: str, options: ForkOptions) -> list[dict[str, A
         return [{"text": text}]
     still = set() if options.fork_references else frozen(text, prompt, groups)
     rules = rules_named(options.rules)
-    if len(text) < options.short_text:
+    if len(text) < options.short_text or any(mark in text for mark in _WORKED_OUT):
         rules.pop("first_sentence", None)
     cuts = _Cutter(text, list(rules.values()), options, still).cuts(groups, 0)
     return _pieces(text, 0, len(text), cuts)

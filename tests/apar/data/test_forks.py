@@ -162,6 +162,8 @@ def test_paragraphs_of_long_answers_are_split_after_their_first_sentence() -> No
     assert details(text, short_text=len(text) + 1) == [], "a short text"
     assert details("\n\n".join([f"{LONG} {LONG}"] * 20)) == [], "short paragraphs"
     assert details(text, rules=("numbered", "headings", "bullets")) == []
+    for block in ("```\nx\n```", "$$\nx\n$$"):
+        assert details(f"{text}\n\n{block}") == [], "prose around code and formulas is one line of thought"
     assert details(text.replace(LONG, LONG + "\n", 1), short_text=0) == [paragraph.strip()[47:]] * 2
 
 
