@@ -4,6 +4,7 @@ CUDA kernels on a GPU. Tensors come and go on the CPU.
 
 from __future__ import annotations
 
+import inspect
 from typing import Protocol
 
 import pytest
@@ -16,8 +17,12 @@ from tests.emulator.cases import Case
 HAS_CUDA_KERNELS = torch.cuda.is_available() and bool(apar_ext.build_info()["cuda_built"])
 
 
+CUDA_READS_FLOAT8 = "k_scale" in inspect.signature(emulator.tree_attention).parameters
+
+
 class DeviceUnderTest(Protocol):
     name: str
+    reads_float8: bool
     head_dims: tuple[int, ...]
     nan_stays_in_its_row: bool  # not where one matrix instruction multiplies what several rows see
 
@@ -31,6 +36,7 @@ class DeviceUnderTest(Protocol):
 
 class Cpu:
     name = "cpu"
+    reads_float8 = True
     head_dims = (32, 64, 80, 96, 128, 256)
     nan_stays_in_its_row = True
 
@@ -69,6 +75,7 @@ class Cpu:
 
 class Gpu(Cpu):
     name = "gpu"
+    reads_float8 = CUDA_READS_FLOAT8
     head_dims = (64, 80, 96, 128, 256)
     nan_stays_in_its_row = False
 
@@ -89,6 +96,7 @@ class Emulated:
     """Plans as the operator would for a device with a few multiprocessors: long items are cut and merged."""
 
     name = "emulator"
+    reads_float8 = CUDA_READS_FLOAT8
     head_dims = Gpu.head_dims
     nan_stays_in_its_row = False
 

@@ -174,6 +174,21 @@ def test_strided_queries(device):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("head_dim", [64, 80, 128])
+@pytest.mark.parametrize("with_scales", [False, True])
+def test_8_bit_caches(device, dtype, head_dim, with_scales):
+    if not device.reads_float8:
+        pytest.skip(f"{device.name}: the kernels do not read caches of 8 bits")
+    case = make_case(cases.tree(7, streams=5), head_dim=head_dim, dtype=dtype, num_heads=6, num_kv_heads=2)
+    for name in ("k_cache", "v_cache"):
+        case.inputs[name] = case.inputs[name].to(E4M3)
+    scales = {}
+    if with_scales:
+        scales = {"k_scale": torch.tensor([0.4, 1.3]), "v_scale": torch.tensor([30.0, 0.01])}
+    check(device, case, **scales)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_rows_have_the_same_bits_in_any_company(device, dtype):
     case = make_case([*cases.tree(11, streams=6, trunk=400), *cases.anything(4)], dtype=dtype)
     out, lse = device.tree_attention(case)

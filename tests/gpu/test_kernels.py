@@ -109,11 +109,42 @@ def test_errors_come_before_the_launch():
         )
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_mask_logits(dtype):
-    logits = torch.randn(300, 1000).to(dtype)
-    may_fork = torch.randint(0, 2, (300,), dtype=torch.int32)
-    expected = apar_ext.reference.mask_logits_(logits.clone(), may_fork, 3, 999)
-    on_device = logits.cuda()
-    apar_ext.mask_logits_(on_device, may_fork.cuda(), 3, 999)
-    assert torch.equal(on_device.cpu(), expected)
+def test_plans_for_other_sizes_are_refused():
+    case = cases.make_case(cases.tree(3), head_dim=64)
+    q, k_cache, v_cache = (case.inputs[name].cuda() for name in ("q", "k_cache", "v_cache"))
+    plan = make_plan(case)
+    with pytest.raises(ValueError, match=r"plan was made for rows R = \d+, expected 1 as q has"):
+        apar_ext.tree_attention(q[:1], k_cache, v_cache, plan)
+    pages = plan.max_page
+    with pytest.raises(ValueError, match=f"page_table has page id {pages} in a range, expected 0 to num_pages - 1 = "):
+        apar_ext.tree_attention(q, k_cache[:pages].contiguous(), v_cache[:pages].contiguous(), plan)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_page_ids_that_only_the_device_sees_are_reported(dtype):
+    """And nothing breaks: the next call is right."""
+    case = cases.make_case(cases.tree(3), head_dim=64, dtype=dtype)
+    tensors = [case.inputs[name].cuda() for name in ("q", "k_cache", "v_cache")]
+    plan = make_plan(case)
+    right = apar_ext.tree_attention(*tensors, plan)
+    table = plan.page_table.clone()
+    plan.page_table[0, 0] = 1 << 28
+    apar_ext.tree_attention(*tensors, plan)
+    torch.cuda.synchronize()
+    with pytest.raises(ValueError, match=f"page_table has page id {1 << 28} in a range of stream 0"):
+        apar_ext.raise_device_error()
+    apar_ext.raise_device_error()
+    plan.page_table.copy_(table)
+    assert torch.equal(apar_ext.tree_attention(*tensors, plan), right)
+
+
+def test_reports_are_raised_by_the_next_operator():
+    caches = [torch.zeros(2, 1, 8, 16, device="cuda") for _ in range(2)]
+    rows = [torch.ones(3, 1, 16, device="cuda") for _ in range(2)]
+    apar_ext.append_kv(*rows, *caches, torch.tensor([0, 16, 5], dtype=torch.int32, device="cuda"))
+    torch.cuda.synchronize()
+    slots = torch.tensor([1, 2, 3], dtype=torch.int32, device="cuda")
+    with pytest.raises(ValueError, match=r"append_kv: in an earlier call .* slots\[1\] is 16, expected -1 or 0 to"):
+        apar_ext.append_kv(*rows, *caches, slots)
+    assert caches[0][0, 0, :, 0].tolist() == [1, 0, 0, 0, 0, 1, 0, 0]
+    apar_ext.append_kv(*rows, *caches, slots)
