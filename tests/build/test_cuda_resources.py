@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -34,3 +36,14 @@ def test_no_spills_and_no_stack_frames(resources, arch):
         assert resources.blocks_by_registers(kernel) >= (
             2 if kernel.packed_rows == 16 and kernel.head_dim <= 128 else 1
         )
+
+
+def test_the_choice_of_tokens_spills_nothing(resources, tmp_path):
+    """A block of 1,024 threads leaves 64 registers for each."""
+    source = SCRIPT.parents[1] / "csrc" / "cuda" / "choose_tokens" / "choose_tokens.cu"
+    command = [resources.find_nvcc(), "-O3", "-std=c++20", "--expt-relaxed-constexpr", "-arch=sm_80", "-Xptxas", "-v"]
+    command += ["-I", str(SCRIPT.parents[1] / "csrc"), "-c", str(source), "-o", str(tmp_path / "choose_tokens.o")]
+    report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    used = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report)
+    assert len(used) == 7
+    assert set(used) == {("0", "0", "0")}
