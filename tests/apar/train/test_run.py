@@ -19,6 +19,7 @@ from apar.train import train
 from apar.train.log import draw_losses, read_log
 from apar.train.saving import checkpoints
 from apar.train.trainer import TreeTrainer
+from transformers import PreTrainedModel
 
 from tests.apar.train.runs import ANSWERS, TINY_LLAMA, records, tiny_run
 
@@ -245,18 +246,25 @@ def test_a_full_disk_at_the_end_is_an_error_and_leaves_everything(tmp_path: Path
     output = Path(config.output)
     before = {path.name: path.read_bytes() for path in output.iterdir() if path.suffix in (".safetensors", ".json")}
 
+    plain_save = PreTrainedModel.save_pretrained
+
     def save_pretrained(self, folder, **kwargs):
+        if "checkpoint" in str(folder):
+            return plain_save(self, folder, **kwargs)
         (Path(folder) / "model.safetensors").write_bytes(b"half a file")
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("transformers.PreTrainedModel.save_pretrained", save_pretrained)
+        patch.setattr(PreTrainedModel, "save_pretrained", save_pretrained)
         with pytest.raises(OSError, match=r"the model could not be written .*No space left on device"):
             train(config, overwrite=True)
     for name, data in before.items():
         if name != "training.json":
             assert (output / name).read_bytes() == data, name
     assert not (output / "model").exists()
+    train(config, resume=True)  # there is room again; nothing is left to learn
+    assert apar.load(output)[0].config.vocab_size
+    assert sorted(losses(output)) == [1, 2]
 
 
 def test_inputs_that_cannot_be_read(tmp_path: Path) -> None:
