@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 from typing import Any
 
@@ -21,6 +22,9 @@ def add_parser(commands: Any) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
+    missing = [name for name in ("accelerate", "yaml") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(f'train: {" and ".join(missing)} not found; expected the extra: pip install "apar[train]"')
     from apar.train.config import load_config
     from apar.train.run import train
 

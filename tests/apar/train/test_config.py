@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from apar.cli import main
 from apar.train import load_config, train
 from apar.train.config import LoraConfig, TrainConfig, from_dict
 
@@ -92,6 +93,12 @@ def test_files_that_are_no_config(tmp_path: Path, text: str) -> None:
         load_config(path)
     with pytest.raises(OSError, match="nowhere"):
         load_config(tmp_path / "nowhere.yaml")
+
+
+def test_the_extra_is_named_where_it_is_missing(monkeypatch, capsys) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["train", "config.yaml"]) == 1
+    assert 'accelerate and yaml not found; expected the extra: pip install "apar[train]"' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
