@@ -121,7 +121,7 @@ class Card:
         """
         for call in calls:
             call()
-        run = self._captured(calls)
+        run = self.captured(calls)
         times: list[float] = []
         begin = time.perf_counter()
         for number in range(repeats + 2):
@@ -129,10 +129,12 @@ class Card:
                 break
             if cold:
                 self.flush()
-            times.append(self._timed(run))
+            times.append(self.timed_us(run))
         return statistics.median(times[2:]) / len(calls)
 
-    def _captured(self, calls: Sequence[Callable[[], object]]) -> Callable[[], object]:
+    def captured(self, calls: Sequence[Callable[[], object]]) -> Callable[[], object]:
+        """One graph of all calls, which must have run before; nothing runs here. A plain function in a dry run."""
+
         def run() -> None:
             for call in calls:
                 call()
@@ -145,7 +147,8 @@ class Card:
             run()
         return graph.replay
 
-    def _timed(self, run: Callable[[], object]) -> float:
+    def timed_us(self, run: Callable[[], object]) -> float:
+        """Microseconds of one run, by the device's clock."""
         if self.is_dry_run:
             begin = time.perf_counter()
             run()
@@ -161,7 +164,7 @@ class Card:
         """Median of single calls outside of a graph, for what cannot be captured; launches from Python included."""
         for _ in range(3):
             call()
-        return statistics.median(self._timed(call) for _ in range(repeats))
+        return statistics.median(self.timed_us(call) for _ in range(repeats))
 
 
 def read_ceiling(card: Card) -> dict[str, float]:
