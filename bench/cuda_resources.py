@@ -1,4 +1,4 @@
-"""What each attention kernel takes of a multiprocessor: registers, spills, shared memory, blocks, bytes in flight.
+"""What each attention kernel takes of a multiprocessor: registers, spills, shared memory, bytes in flight.
 
 Needs nvcc and no GPU: the numbers are the compiler's and follow from the kernel's shapes. Prints a table in Markdown;
 with --write it goes to docs/kernels.md.
@@ -18,9 +18,12 @@ from pathlib import Path
 from bench.tables import markdown, write_table
 
 ROOT = Path(__file__).resolve().parents[1]
+SOURCES = ROOT / "csrc" / "cuda" / "tree_attention"
 HEAD_DIMS = (64, 80, 96, 128, 256)
-TYPES = ("bfloat16", "float16")
-SHARED_KILOBYTES = {"80": 164, "90a": 228}  # of a multiprocessor; the driver keeps 1 per block
+TYPES = ("bfloat16", "float16", "bfloat16_float8", "float16_float8")  # of queries, and of caches where they differ
+# Of a block of threads at most; 99 KB on 8.6, 8.9 and 12.0.
+SHARED_KILOBYTES = {"80": 163, "90a": 227}
+THREADS = 288
 
 
 @dataclass(frozen=True)
@@ -29,30 +32,30 @@ class Kernel:
 
     type: str
     head_dim: int
-    packed_rows: int
     arch: str
     registers: int
     stack_bytes: int
     spill_bytes: int
 
-    @property
-    def threads(self) -> int:
-        return (4 if self.packed_rows == 16 else 8) * 32 + 32
 
-    @property
-    def stage_bytes(self) -> int:
-        """Keys and values of 64 entries."""
-        stride = self.head_dim if self.head_dim % 64 == 0 else self.head_dim + 8
-        return 2 * 64 * stride * 2
+@dataclass(frozen=True)
+class SharedPlan:
+    """As TreeAttentionTraits::plan_for in csrc/cuda/tree_attention/traits.h chooses it."""
+
+    rows: int = 0
+    q_rows: int = 0
+    stages: int = 0
+    bytes: int = 0
+    bytes_in_flight: int = 0
 
 
 def find_nvcc() -> str | None:
     return shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
 
 
-def compile_report(type_name: str, head_dim: int, arch: str) -> list[Kernel]:
-    """Compiles one instantiation file and reads what ptxas says about its kernels."""
-    source = ROOT / "csrc" / "cuda" / "tree_attention" / "instantiations" / f"{type_name}_{head_dim}.cu"
+def compile_report(type_name: str, head_dim: int, arch: str) -> Kernel:
+    """Compiles one instantiation file and reads what ptxas says about its kernel."""
+    source = SOURCES / "instantiations" / f"{type_name}_{head_dim}.cu"
     with tempfile.TemporaryDirectory() as folder:
         command = [str(find_nvcc()), "-std=c++20", "-O3", f"-I{ROOT / 'csrc'}", "--expt-relaxed-constexpr"]
         command += ["-Xptxas", "-v", f"-gencode=arch=compute_{arch},code=sm_{arch}", "-cubin"]
@@ -60,38 +63,59 @@ def compile_report(type_name: str, head_dim: int, arch: str) -> list[Kernel]:
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeError(done.stderr[-3000:])
-    kernels = []
-    for part in done.stderr.split("Compiling entry function")[1:]:
-        shape = re.search(r"ELi(\d+)ELi(\d+)E", part)
-        frame = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", part)
-        registers = re.search(r"Used (\d+) registers", part)
-        if not (shape and frame and registers):
-            raise RuntimeError(f"ptxas says something else than expected: {part}")
-        kernels.append(
-            Kernel(
-                type_name,
-                int(shape[1]),
-                int(shape[2]),
-                arch,
-                int(registers[1]),
-                int(frame[1]),
-                int(frame[2]) + int(frame[3]),
-            )
-        )
-    return kernels
+    parts = done.stderr.split("Compiling entry function")[1:]
+    if len(parts) != 1:
+        raise RuntimeError(f"{source.name} has {len(parts)} kernels, expected 1")
+    frame = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", parts[0])
+    registers = re.search(r"Used (\d+) registers", parts[0])
+    if not (frame and registers):
+        raise RuntimeError(f"ptxas says something else than expected: {parts[0]}")
+    spills = int(frame[2]) + int(frame[3])
+    return Kernel(type_name, head_dim, arch, int(registers[1]), int(frame[1]), spills)
 
 
 def compile_reports(types: tuple[str, ...] = TYPES, archs: tuple[str, ...] = ("80", "90a")) -> list[Kernel]:
     """All instantiations, two compilers at a time."""
     with ThreadPoolExecutor(2) as pool:
         jobs = [pool.submit(compile_report, one, dim, arch) for one in types for dim in HEAD_DIMS for arch in archs]
-        return [kernel for job in jobs for kernel in job.result()]
+        return [job.result() for job in jobs]
 
 
 def blocks_by_registers(kernel: Kernel) -> int:
     """Registers are given to warps in units of 256, from a quarter of 64 K for every fourth warp."""
     per_warp = -(-kernel.registers * 32 // 256) * 256
-    return (16384 // per_warp) * 4 // (kernel.threads // 32)
+    warps_of_a_quarter = -(-(THREADS // 32) // 4)
+    return 16384 // (per_warp * warps_of_a_quarter)
+
+
+def row_bytes(numbers: int, size: int) -> int:
+    """RowLayout::kStrideBytes."""
+    length = numbers * size
+    return length if length % 128 == 0 or length // 16 % 2 == 1 else length + 16
+
+
+def plan_for(type_name: str, head_dim: int, packed_rows: int, arch: str, shared_bytes: int) -> SharedPlan:
+    """What a launch with items of at most `packed_rows` packed rows takes."""
+    stage = 2 * 64 * row_bytes(head_dim, 1 if "float8" in type_name else 2)
+    wanted = 64 * 1024
+    most_stages = max(5, wanted // stage + 2)
+    most_rows = 32 if head_dim > 128 else 64 if arch == "80" else 128
+    block = 6 * 4 + 12 * 4 + 8 * 4 + (32 if head_dim > 128 else 128) * 4
+    fixed = 6 * 16 * 72 * 2 + 2 * 8 * 16 * 4 + (most_stages + 1) * block + 4
+    fixed = -(-fixed // 128) * 128
+    best = SharedPlan()
+    rows = min(packed_rows, most_rows)
+    while rows >= 32:
+        for q_rows in (2 * rows, rows):
+            used = fixed + (rows * head_dim * 4 if rows > 64 else 0) + q_rows * row_bytes(head_dim, 2)
+            stages = (shared_bytes - used) // stage
+            stages = 0 if stages < 2 else min(stages, most_stages)
+            if stages > best.stages:
+                best = SharedPlan(rows, q_rows, stages, used + stages * stage, (stages - 1) * stage)
+            if best.bytes_in_flight >= wanted:
+                return best
+        rows //= 2
+    return best
 
 
 def main() -> None:
@@ -99,37 +123,20 @@ def main() -> None:
     parser.add_argument("--arch", default="90a", choices=sorted(SHARED_KILOBYTES))
     parser.add_argument("--write", action="store_true", help="fill the table cuda-resources of docs/kernels.md")
     arguments = parser.parse_args()
-    columns = "head_dim, packed rows, threads, registers, spill bytes, shared KB, stages, blocks per SM, KB in flight"
+    columns = ["head_dim", "caches", "registers", "spill bytes"]
+    columns += [f"items of {rows}: rows at once, shared KB, stages, KB in flight" for rows in (32, 64, 128)]
     lines = []
-    for kernel in sorted(compile_reports(("bfloat16",), (arguments.arch,)), key=lambda k: (k.head_dim, k.packed_rows)):
-        multiprocessor = SHARED_KILOBYTES[kernel.arch] * 1024
-        fixed = fixed_shared_bytes(kernel)
-        wanted = 2 if kernel.packed_rows == 16 and kernel.head_dim <= 128 else 1
-        stages = 0
-        for blocks in range(wanted, 0, -1):
-            stages = min(5, (multiprocessor // blocks - 1024 - fixed) // kernel.stage_bytes)
-            if stages >= 2:
-                break
-        shared = fixed + stages * kernel.stage_bytes
-        resident = min(blocks_by_registers(kernel), multiprocessor // (shared + 1024))
-        in_flight = resident * (stages - 1) * kernel.stage_bytes
-        cells = [kernel.head_dim, kernel.packed_rows, kernel.threads, kernel.registers, kernel.spill_bytes]
-        cells += [round(shared / 1024), stages, resident, round(in_flight / 1024)]
+    for kernel in compile_reports(("bfloat16", "bfloat16_float8"), (arguments.arch,)):
+        cells = [kernel.head_dim, "e4m3" if "float8" in kernel.type else "16-bit", kernel.registers]
+        cells.append(kernel.spill_bytes)
+        for rows in (32, 64, 128):
+            plan = plan_for(kernel.type, kernel.head_dim, rows, kernel.arch, SHARED_KILOBYTES[kernel.arch] * 1024)
+            cells.append(f"{plan.rows}, {plan.bytes // 1024}, {plan.stages}, {plan.bytes_in_flight // 1024}")
         lines.append(cells)
-    table = markdown(columns.split(", "), lines)
+    table = markdown(columns, lines)
     print(table)
     if arguments.write:
         write_table(ROOT / "docs" / "kernels.md", "cuda-resources", table)
-
-
-def fixed_shared_bytes(kernel: Kernel) -> int:
-    """Queries, weights, maxima and block descriptions (csrc/cuda/tree_attention/traits.h)."""
-    rows, strips = kernel.packed_rows, kernel.packed_rows // 16
-    warps_per_strip = (4 if rows == 16 else 8) // strips
-    queries = 2 * rows * (kernel.stage_bytes // (2 * 64 * 2)) * 2
-    weights, maxima = strips * 16 * 72 * 2, strips * warps_per_strip * 16 * 4
-    blocks = 6 * (6 * 4 + 12 * 4 + 8 * 4 + rows * 4)
-    return -(-(queries + weights + maxima + blocks + 4) // 128) * 128
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ constexpr int32_t kBlockEntries = 64;
 constexpr int32_t kStripRows = 16;
 constexpr int32_t kStrandClasses = 3;
 constexpr int32_t kEndOfWalk = 0x7fffffff;
-constexpr int32_t kMaxParts = 8;  // 128 packed rows in tiles of 16
+constexpr int32_t kMaxParts = 4;  // 128 packed rows in tiles of 32
 constexpr int32_t kWorkMagic = 0x41505732;
 
 APAR_HOST_DEVICE inline int32_t class_rows(int32_t strand_class) { return 32 << strand_class; }

@@ -27,10 +27,15 @@ namespace apar::cuda {
 
 // 16-bit numbers by their bits, so that no CUDA header is needed where there is no CUDA.
 struct Half {
+  static constexpr uint32_t kInfinity = 0x7c00, kOne = 0x3c00;
   uint16_t bits;
 };
 struct BFloat16 {
+  static constexpr uint32_t kInfinity = 0x7f80, kOne = 0x3f80;
   uint16_t bits;
+};
+struct Float8 {  // e4m3
+  uint8_t bits;
 };
 
 // Bytes that move in one access.
@@ -191,9 +196,9 @@ APAR_DEVICE int atomic_add(int* pointer, int value) { return atomicAdd(pointer, 
 // What this thread has written is visible to a thread that sees a later write of this thread.
 APAR_DEVICE void fence_device() { __threadfence(); }
 
-// ---- asynchronous copies, 16 bytes each (sm_80). Groups complete in the order in which they were committed.
+// ---- asynchronous copies (sm_80). Groups complete in the order in which they were committed.
 
-// A descriptor for copy_async_16; make it once.
+// A descriptor for copy_async.
 APAR_DEVICE uint64_t make_cache_policy(CacheHint hint) {
   uint64_t policy = 0;
   if (hint == CacheHint::kEvictFirst) {
@@ -206,11 +211,19 @@ APAR_DEVICE uint64_t make_cache_policy(CacheHint hint) {
   return policy;
 }
 // Zeros are written, and nothing is read, where `valid` is false.
-APAR_DEVICE void copy_async_16(uint32_t shared, const void* global, bool valid, uint64_t policy) {
-  const int bytes = valid ? 16 : 0;
-  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(shared), "l"(global),
-               "r"(bytes), "l"(policy)
-               : "memory");
+template <int bytes>
+APAR_DEVICE void copy_async(uint32_t shared, const void* global, bool valid, uint64_t policy) {
+  static_assert(bytes == 4 || bytes == 16);
+  const int source_bytes = valid ? bytes : 0;
+  if constexpr (bytes == 16) {
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(shared), "l"(global),
+                 "r"(source_bytes), "l"(policy)
+                 : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global.L2::cache_hint [%0], [%1], 4, %2, %3;" ::"r"(shared), "l"(global),
+                 "r"(source_bytes), "l"(policy)
+                 : "memory");
+  }
 }
 // The barrier's phase does not complete before this thread's copies so far have landed. Comes before the arrivals that
 // the barrier counts.
@@ -368,6 +381,24 @@ APAR_DEVICE uint8_t to_e4m3(float value) {
 // Rounded to the nearest, whatever the compiler's options.
 APAR_DEVICE float divide(float a, float b) { return __fdiv_rn(a, b); }
 
+// a b + c of two numbers each, rounded once.
+template <typename T>
+APAR_DEVICE uint32_t multiply_add_two(uint32_t a, uint32_t b, uint32_t c);
+template <>
+APAR_DEVICE uint32_t multiply_add_two<BFloat16>(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t result;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+  return result;
+}
+template <>
+APAR_DEVICE uint32_t multiply_add_two<Half>(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t result;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+  return result;
+}
+// Bytes of the word, or zero for 4, by the selector's four digits, the lowest byte's last.
+APAR_DEVICE uint32_t permute_bytes(uint32_t word, uint32_t selector) { return __byte_perm(word, 0, selector); }
+
 // 2^value; 2^-inf is 0.
 APAR_DEVICE float exp2_fast(float value) {
   float result;
@@ -386,3 +417,40 @@ APAR_DEVICE float multiply_add(float a, float b, float c) { return __fmaf_rn(a, 
 }  // namespace apar::cuda
 
 #endif
+
+namespace apar::cuda {
+
+APAR_DEVICE int smaller(int a, int b) { return a < b ? a : b; }
+APAR_DEVICE int larger(int a, int b) { return a > b ? a : b; }
+APAR_DEVICE int clamp(int value, int low, int high) { return smaller(larger(value, low), high); }
+
+// The two e4m3 in the lower half of `two` as 16-bit numbers, exactly. In a wider format with the exponent's lowest bits
+// in the same place a number is smaller by a power of two; a multiplication takes that back, also for numbers below the
+// smallest normal one.
+template <typename T>
+APAR_DEVICE uint32_t from_e4m3_by_bits(uint32_t two) {
+  constexpr bool kHalf = T::kInfinity == Half::kInfinity;
+  const uint32_t tops = permute_bytes(two, 0x1404);  // each in the upper byte of a half
+  const uint32_t magnitudes = tops & 0x7f007f00, signs = tops & 0x80008000;
+  const uint32_t small = signs | magnitudes >> (kHalf ? 1 : 4);
+  constexpr uint32_t kFactor = kHalf ? 0x5c005c00 : 0x7b807b80;  // 2^8, 2^120
+  const uint32_t nan = (magnitudes + 0x01000100) >> 15 & 0x00010001;
+  return multiply_add_two<T>(small, kFactor, 0x80008000) | nan * 0x7fff;
+}
+
+template <typename T>
+APAR_DEVICE uint32_t from_e4m3(uint32_t two) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+  uint32_t halves;
+  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(static_cast<uint16_t>(two)));
+  if constexpr (T::kInfinity == Half::kInfinity) {
+    return halves;
+  } else {
+    return pack<T>(to_float(Half{static_cast<uint16_t>(halves)}), to_float(Half{static_cast<uint16_t>(halves >> 16)}));
+  }
+#else
+  return from_e4m3_by_bits<T>(two);
+#endif
+}
+
+}  // namespace apar::cuda

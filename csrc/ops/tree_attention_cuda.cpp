@@ -39,9 +39,10 @@ Tensor make_work(const Tensor& schedule, int64_t multiprocessors) {
 const Check check("tree_attention");
 
 cuda::Element element_of(ScalarType dtype) {
-  return dtype == ScalarType::Float  ? cuda::Element::kFloat32
-         : dtype == ScalarType::Half ? cuda::Element::kFloat16
-                                     : cuda::Element::kBFloat16;
+  return dtype == ScalarType::Float           ? cuda::Element::kFloat32
+         : dtype == ScalarType::Half          ? cuda::Element::kFloat16
+         : dtype == ScalarType::Float8_e4m3fn ? cuda::Element::kFloat8
+                                              : cuda::Element::kBFloat16;
 }
 
 // Keys and queries move 16 bytes at a time.
@@ -61,8 +62,6 @@ std::tuple<Tensor, Tensor> tree_attention_cuda(const Tensor& q, const Tensor& k_
                                                std::optional<Tensor> k_scale, std::optional<Tensor> v_scale) {
   const AttentionSizes sizes =
       check_attention(check, q, k_cache, v_cache, page_table, work, scale, softcap, sinks, k_scale, v_scale);
-  check.that(k_cache.scalar_type() == q.scalar_type(), "k_cache has dtype ", dtype_name(k_cache.scalar_type()),
-             ", expected ", dtype_name(q.scalar_type()), " as q has: fp8 caches are read on the CPU alone so far");
   const int64_t group_size = sizes.num_q_heads / sizes.num_kv_heads;
   const int32_t device = q.get_device_index();
   const cuda::Element element = element_of(q.scalar_type());
@@ -93,6 +92,8 @@ std::tuple<Tensor, Tensor> tree_attention_cuda(const Tensor& q, const Tensor& k_
   params.out = out.mutable_data_ptr();
   params.lse = return_lse ? lse.mutable_data_ptr<float>() : nullptr;
   params.sinks = sink_values.has_value() ? sink_values->const_data_ptr<float>() : nullptr;
+  params.k_scale = k_scale.has_value() ? k_scale->const_data_ptr<float>() : nullptr;
+  params.v_scale = v_scale.has_value() ? v_scale->const_data_ptr<float>() : nullptr;
   params.page_table = page_table.const_data_ptr<int32_t>();
   params.partials = partials.mutable_data_ptr<float>();
   params.segments_used = segments_used.mutable_data_ptr<int32_t>();
@@ -108,8 +109,8 @@ std::tuple<Tensor, Tensor> tree_attention_cuda(const Tensor& q, const Tensor& k_
   params.scale = static_cast<float>(scale);
   params.softcap = static_cast<float>(softcap);
   // The arrivals in the work list are counted up and back to zero: between launches it never changes.
-  cuda::tree_attention(params, element, const_cast<int32_t*>(work.const_data_ptr<int32_t>()), input, device,
-                       current_cuda_stream(q));
+  cuda::tree_attention(params, element, element_of(k_cache.scalar_type()),
+                       const_cast<int32_t*>(work.const_data_ptr<int32_t>()), input, device, current_cuda_stream(q));
   return {out, lse};
 }
 

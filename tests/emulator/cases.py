@@ -47,6 +47,7 @@ def make_case(
     head_dim: int = 64,
     page_size: int = 16,
     dtype: torch.dtype = torch.bfloat16,
+    kv_dtype: torch.dtype | None = None,
 ) -> Case:
     """Entries that no row sees are NaN, entries of the page table that no row needs are far out of range."""
     generator = torch.Generator().manual_seed(seed)
@@ -65,7 +66,8 @@ def make_case(
     free_pages = torch.randperm(num_pages, generator=generator).tolist()
     last = max((end for ranges in rows for _, _, end in ranges), default=0)  # of empty ranges, too
     page_table = torch.full((num_streams, -(-last // page_size) + 2), 1 << 30, dtype=torch.int32)
-    caches = torch.full((2, num_pages, num_kv_heads, page_size, head_dim), math.nan, dtype=dtype)
+    kv_dtype = kv_dtype or dtype
+    caches = torch.full((2, num_pages, num_kv_heads, page_size, head_dim), math.nan).to(kv_dtype)
     for stream, mask in seen.items():
         for page in range(pages_of[stream]):
             visible = mask[page * page_size : (page + 1) * page_size].nonzero().flatten()
@@ -73,15 +75,23 @@ def make_case(
                 continue
             page_table[stream, page] = free_pages.pop()
             values = torch.randn(2, num_kv_heads, len(visible), head_dim, generator=generator)
-            caches[:, page_table[stream, page], :, visible] = values.to(dtype)
+            for cache, numbers in zip(caches, values.to(kv_dtype), strict=True):
+                # torch writes 8-bit floats in fewer ways than others.
+                as_bits = [t.view(torch.uint8) if t.element_size() == 1 else t for t in (cache, numbers)]
+                as_bits[0][page_table[stream, page], :, visible] = as_bits[1]
     q = torch.randn(len(rows), num_heads, head_dim, generator=generator).to(dtype)
     inputs = dict(q=q, k_cache=caches[0].clone(), v_cache=caches[1].clone(), page_table=page_table) | _index(rows)
     return Case(inputs, rows, sum(int(mask.sum()) for mask in seen.values()))
 
 
-def expected(case: Case, **options) -> tuple[torch.Tensor, torch.Tensor]:
+def expected(
+    case: Case, *, k_scale: torch.Tensor | None = None, v_scale: torch.Tensor | None = None, **options
+) -> tuple[torch.Tensor, torch.Tensor]:
     """out, lse in float64."""
     wide = {name: t.double() if t.is_floating_point() else t for name, t in case.inputs.items()}
+    for name, scale in (("k_cache", k_scale), ("v_cache", v_scale)):
+        if scale is not None:
+            wide[name] *= scale.double()[:, None, None]
     return reference.tree_attention(**wide, return_lse=True, **options)
 
 

@@ -175,9 +175,10 @@ inline void fence_device(const Location& where = Location::current()) { machine(
 // ---- asynchronous copies
 
 inline uint64_t make_cache_policy(CacheHint hint) { return static_cast<uint64_t>(hint); }
-inline void copy_async_16(uint32_t shared, const void* global, bool valid, uint64_t,
-                          const Location& where = Location::current()) {
-  machine().copy_async(shared_pointer(shared), global, 16, valid, where);
+template <int bytes>
+void copy_async(uint32_t shared, const void* global, bool valid, uint64_t,
+                const Location& where = Location::current()) {
+  machine().copy_async(shared_pointer(shared), global, bytes, valid, where);
 }
 inline void hold_until_copied(uint64_t* barrier, const Location& where = Location::current()) {
   machine().hold_until_copied(barrier, where);
@@ -287,6 +288,24 @@ uint32_t pack(float low, float high) {
 
 inline uint8_t to_e4m3(float value) { return float_to_e4m3(value); }
 inline float divide(float a, float b) { return a / b; }
+
+template <typename T>
+uint32_t multiply_add_two(uint32_t a, uint32_t b, uint32_t c) {
+  const auto one = [&](int shift) {
+    const auto number = [&](uint32_t word) { return to_float(T{static_cast<uint16_t>(word >> shift)}); };
+    // A product of two 16-bit numbers is exact in float.
+    return number(a) * number(b) + number(c);
+  };
+  return pack<T>(one(0), one(16));
+}
+inline uint32_t permute_bytes(uint32_t word, uint32_t selector) {
+  uint32_t result = 0;
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t from = selector >> (4 * i) & 7;
+    result |= (from < 4 ? word >> (8 * from) & 0xff : 0) << (8 * i);
+  }
+  return result;
+}
 
 inline float exp2_fast(float value) { return std::exp2(value); }
 inline float tanh_exact(float value) { return std::tanh(value); }

@@ -17,7 +17,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 
 CONVERSIONS = {torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
-ELEMENTS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+ELEMENTS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float8_e4m3fn: 3}
 
 
 class EmulatorFault(Exception):
@@ -85,13 +85,14 @@ class WorkInput(_Struct):
 class TreeAttentionCall(_Struct):
     _fields_ = [
         *_fields(
-            "p:q p:k_cache p:v_cache p:out p:lse p:sinks p:page_table p:work_header p:bin_begin p:row_ranges "
-            "p:row_begin p:items p:arrivals p:partials p:segments_used p:report q:q_row_stride q:q_head_stride "
+            "p:q p:k_cache p:v_cache p:out p:lse p:sinks p:k_scale p:v_scale p:page_table p:work_header p:bin_begin "
+            "p:row_ranges p:row_begin p:items p:arrivals p:partials p:segments_used p:report q:q_row_stride q:q_head_stride "
             "q:num_pages i:num_rows i:num_kv_heads i:group_size i:head_dim i:page_size i:max_pages f:scale f:softcap "
             "p:work"
         ),
         ("input", WorkInput),
         ("element", ctypes.c_int32),
+        ("kv_element", ctypes.c_int32),
     ]
 
 
@@ -355,6 +356,8 @@ class Attention:
     launch: Launch
     num_items: int
     num_merges: int
+    num_partials: int  # strips of 16 packed rows
+    packed: list[int]  # packed rows of every item
 
 
 def tree_attention(
@@ -371,6 +374,8 @@ def tree_attention(
     scale: float | None = None,
     softcap: float = 0.0,
     sinks: torch.Tensor | None = None,
+    k_scale: torch.Tensor | None = None,
+    v_scale: torch.Tensor | None = None,
     packed_rows: int | None = None,
     target_items: int = 1,
     max_partials: int = 0,
@@ -424,14 +429,16 @@ def tree_attention(
         ctypes.c_void_p(schedule.data_ptr()),
         ctypes.c_void_p(work.data_ptr()),
     )
-    num_items, num_merges = work[1:3].tolist()
+    num_items, num_merges, num_partials = work[1:4].tolist()
+    items_at = 8 + target_items + 1 + num_rows + 1 + target_items * num_kv_heads * 4
+    packed = work[items_at : items_at + 12 * num_items].view(-1, 12)[:, 1].tolist()
     planned = work.clone()
 
     out = torch.full((num_rows, num_heads, head_dim), float("nan"), dtype=q.dtype)
     lse = torch.full((num_rows, num_heads), float("nan"), dtype=torch.float32)
     max_items = device.library.work_items(_int64(num_rows), _int64(group), ctypes.byref(work_input))
     partials = torch.full((max_partials, num_kv_heads, 16 * (head_dim + 2)), float("nan"))
-    segments_used = torch.full((max_items, 8, num_kv_heads), -(1 << 30), dtype=torch.int32)
+    segments_used = torch.full((max_items, 4, num_kv_heads), -(1 << 30), dtype=torch.int32)
     address = device.tensor
     call = TreeAttentionCall(
         q=address("q", q),
@@ -440,6 +447,8 @@ def tree_attention(
         out=address("out", out, writable=True),
         lse=address("lse", lse, writable=True),
         sinks=address("sinks", sinks),
+        k_scale=address("k_scale", k_scale),
+        v_scale=address("v_scale", v_scale),
         page_table=address("page_table", page_table),
         work_header=None,
         bin_begin=None,
@@ -464,13 +473,14 @@ def tree_attention(
         work=address("work", work, writable=True),
         input=work_input,
         element=ELEMENTS[q.dtype],
+        kv_element=ELEMENTS[k_cache.dtype],
     )
     for _ in range(launches):
         out.fill_(float("nan"))
         lse.fill_(float("nan"))
         launch = device.run("emulate_tree_attention", ctypes.byref(call))
     assert torch.equal(work, planned), "the counters of arrivals are not back at zero"
-    return Attention(out, lse, launch, num_items, num_merges)
+    return Attention(out, lse, launch, num_items, num_merges, num_partials, packed)
 
 
 def run_faulty(name: str, seed: int = 0) -> torch.Tensor:

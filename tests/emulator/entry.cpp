@@ -114,13 +114,14 @@ struct TreeAttentionCall {
   int32_t* work;
   apar::WorkInput input;
   int32_t element;
+  int32_t kv_element;
 };
 APAR_EXPORT int64_t tree_attention_call_bytes() { return sizeof(TreeAttentionCall); }
 
 APAR_EXPORT const char* emulate_tree_attention(const TreeAttentionCall* call) {
   return guarded([&] {
-    apar::cuda::tree_attention(call->params, static_cast<apar::cuda::Element>(call->element), call->work, call->input,
-                               0, nullptr);
+    apar::cuda::tree_attention(call->params, static_cast<apar::cuda::Element>(call->element),
+                               static_cast<apar::cuda::Element>(call->kv_element), call->work, call->input, 0, nullptr);
   });
 }
 APAR_EXPORT void work_input_for(int64_t num_rows, int64_t num_kv_heads, int64_t group_size, int64_t multiprocessors,

@@ -75,7 +75,7 @@ template <bool kWait>
 void copy_kernel(Params params) {
   int32_t* shared = shared_memory<int32_t>();
   const int thread = thread_index();
-  if (thread < kThreads / 4) copy_async_16(shared_address(shared + thread * 4), params.input + thread * 4, true, 0);
+  if (thread < kThreads / 4) copy_async<16>(shared_address(shared + thread * 4), params.input + thread * 4, true, 0);
   commit_copies();
   if (kWait) wait_copies<0>();
   synchronize_block();
@@ -90,8 +90,8 @@ void wrong_group_kernel(Params params) {
   const int thread = thread_index();
   for (int group = 0; group < 2; ++group) {
     if (thread < kThreads / 4)
-      copy_async_16(shared_address(shared + group * kThreads + thread * 4),
-                    params.input + group * kThreads + thread * 4, true, 0);
+      copy_async<16>(shared_address(shared + group * kThreads + thread * 4),
+                     params.input + group * kThreads + thread * 4, true, 0);
     commit_copies();
   }
   wait_copies<kPending>();

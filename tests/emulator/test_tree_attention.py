@@ -34,10 +34,41 @@ def test_trees(head_dim, dtype):
 @pytest.mark.parametrize("page_size", [8, 16, 32, 64, 128])
 @pytest.mark.parametrize("packed_rows", [32, 64, 128])
 def test_page_sizes_and_classes(page_size, packed_rows):
-    rows = [*cases.tree(page_size, trunk=150), [(0, 70, 75)], []]
-    case = cases.make_case(rows, page_size=page_size, dtype=HALVES[packed_rows // 32 % 2])
+    rows = [[(0, 0, 140 - 7 * row), (1 + row // 2, 2 * row, 20)] for row in range(6)] + [[(0, 70, 75)], []]
+    case = cases.make_case(rows, page_size=page_size, num_heads=15, num_kv_heads=1, dtype=HALVES[packed_rows // 32 % 2])
     result = run(case, packed_rows=packed_rows)
+    assert max(result.packed) == {32: 30, 64: 60, 128: 120}[packed_rows]
     cases.assert_right(case, result.out, result.lse)
+
+
+SCALES = dict(k_scale=torch.tensor([0.5, 1.7]), v_scale=torch.tensor([3.0, 0.25]))
+
+
+@pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 256])
+@pytest.mark.parametrize("dtype", [*HALVES, torch.float32])
+def test_8_bit_caches(head_dim, dtype):
+    case = cases.make_case(
+        cases.tree(head_dim), head_dim=head_dim, dtype=dtype, kv_dtype=torch.float8_e4m3fn, num_heads=6
+    )
+    result = run(case, seed=head_dim, **SCALES)
+    cases.assert_right(case, result.out, result.lse, **SCALES)
+    cases.assert_right(case, (plain := run(case)).out, plain.lse)
+
+
+@pytest.mark.parametrize("dtype", [*HALVES, torch.float32])
+def test_every_8_bit_number_is_read_exactly(dtype):
+    """A row that sees one entry has its values as output."""
+    case = cases.make_case(
+        [[(0, entry, entry + 1)] for entry in range(4)], dtype=dtype, kv_dtype=torch.float8_e4m3fn, num_kv_heads=1
+    )
+    numbers = torch.arange(256, dtype=torch.uint8).view(4, 64)
+    page = case.inputs["page_table"][0, 0]
+    case.inputs["v_cache"].view(torch.uint8)[page, 0, :4] = numbers
+    out = run(case).out[:, 0]
+    right = numbers.view(torch.float8_e4m3fn).to(dtype)
+    right[right == 0] = 0  # no sign
+    assert torch.equal(out.isnan(), right.isnan())
+    assert torch.equal(out.nan_to_num(), right.nan_to_num())
 
 
 @pytest.mark.parametrize(
@@ -62,6 +93,7 @@ def test_any_set_of_ranges(seed):
         head_dim=rng.choice([64, 80]),
         page_size=rng.choice([8, 16, 64]),
         dtype=dtype,
+        kv_dtype=rng.choice([dtype, torch.float8_e4m3fn]),
     )
     num_heads = case.inputs["q"].shape[1]
     options = dict(
@@ -122,14 +154,88 @@ def test_strided_queries():
 # ---- bits
 
 
-@pytest.mark.parametrize("dtype", HALVES)
-def test_rows_have_the_same_bits_in_any_company(dtype):
-    case = cases.make_case([*cases.tree(11, streams=7, trunk=400), *cases.anything(4)], dtype=dtype)
+@pytest.mark.parametrize("kv_dtype", [*HALVES, torch.float8_e4m3fn, torch.float32])
+def test_rows_have_the_same_bits_in_any_company(kv_dtype):
+    dtype = torch.bfloat16 if kv_dtype == torch.float8_e4m3fn else kv_dtype
+    rows = [*cases.tree(11, streams=7, trunk=400), *cases.anything(4)]
+    case = cases.make_case(rows, dtype=dtype, kv_dtype=kv_dtype)
     together = run(case, **SPLIT)
     for row in range(len(case.rows)):
         alone = run(case.subset([row]), seed=row)
         assert_same_bits(together.out[row], alone.out[0])
         assert_same_bits(together.lse[row], alone.lse[0])
+
+
+@pytest.mark.parametrize("kv_dtype", [torch.bfloat16, torch.float8_e4m3fn])
+@pytest.mark.parametrize("head_dim", [80, 128])
+def test_class_of_items_changes_no_bit(kv_dtype, head_dim):
+    """Teams of two, four and eight strips; rows of one item that see different entries; cut and whole."""
+    rows = [[(0, 0, 300 - row), (row + 1, 0, 3 + 9 * row)] for row in range(8)]
+    case = cases.make_case(rows, num_heads=15, num_kv_heads=1, head_dim=head_dim, kv_dtype=kv_dtype)
+    wide = run(case, packed_rows=128)
+    cases.assert_right(case, wide.out, wide.lse)
+    assert wide.packed == [120]
+    for packed_rows, packed in ((32, 30), (64, 60), (128, 120)):
+        other = run(case, packed_rows=packed_rows, seed=packed_rows, target_items=3, max_partials=200)
+        assert set(other.packed) == {packed}
+        assert_same_bits(wide.out, other.out)
+        assert_same_bits(wide.lse, other.lse)
+    assert other.num_merges > 0
+
+
+def test_items_of_all_classes_follow_each_other():
+    """In one block of threads: teams change, and so does the place of the queries."""
+    sizes = [8, 1, 3, 8, 8, 1, 1, 5, 2]  # rows of 15 query heads
+    rows = [[(stream, 0, 200 + 10 * row)] for stream, size in enumerate(sizes) for row in range(size)]
+    case = cases.make_case(rows, num_heads=15, num_kv_heads=1)
+    result = run(case)
+    assert result.packed == [15 * size for size in sizes]
+    cases.assert_right(case, result.out, result.lse)
+    for shared_kilobytes in (99, 163):
+        assert_same_bits(result.out, run(case, shared_bytes=shared_kilobytes * 1024).out)
+
+
+def test_without_batch_invariance_an_item_leaves_one_result():
+    case = cases.make_case([[(0, 0, 3000)], [(0, 0, 2900)]])
+    strict = run(case, target_items=3, max_partials=64)
+    free = run(case, target_items=3, max_partials=64, batch_invariant=False)
+    assert free.num_items == strict.num_items == 3
+    assert free.num_partials == 3 < strict.num_partials
+    cases.assert_right(case, free.out, free.lse)
+    again = run(case, seed=5, target_items=3, max_partials=64, batch_invariant=False)
+    assert_same_bits(free.out, again.out)
+
+
+@pytest.mark.parametrize("kv_dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float32])
+@pytest.mark.parametrize("group", [1, 9, 20])
+def test_values_that_are_not_finite_stay_with_the_rows_that_see_them(kv_dtype, group):
+    rows = [[(0, 0, 40)], [(0, 0, 80)], [(0, 60, 64), (1, 0, 5)], [(0, 0, 50), (1, 0, 9)], [(1, 0, 30)], []]
+    dtype = torch.bfloat16 if kv_dtype == torch.float8_e4m3fn else kv_dtype
+    case = cases.make_case(rows, num_heads=group, num_kv_heads=1, dtype=dtype, kv_dtype=kv_dtype)
+    clean = run(case)
+    values, page_table = case.inputs["v_cache"], case.inputs["page_table"]
+    special = {(0, 45): math.nan, (0, 62): math.nan, (1, 7): math.nan}
+    if kv_dtype != torch.float8_e4m3fn:
+        special = {(0, 45): math.inf, (0, 48): -math.inf, (0, 62): math.nan, (1, 7): -math.inf}
+    for column, ((stream, entry), number) in enumerate(special.items()):
+        bits = torch.tensor(number).to(kv_dtype)
+        page = page_table[stream, entry // 16]
+        # Several columns each, columns of their own and one in common.
+        for c in (column, 8 + column, 33 + 9 * column, 63):
+            if kv_dtype == torch.float8_e4m3fn:
+                values.view(torch.uint8)[page, 0, entry % 16, c] = bits.view(torch.uint8)
+            else:
+                values[page, 0, entry % 16, c] = bits
+    result = run(case)
+    right, _ = cases.expected(case)
+    assert torch.equal(result.out.isnan(), right.isnan())
+    assert torch.equal(result.out.isposinf(), right.isposinf())
+    assert torch.equal(result.out.isneginf(), right.isneginf())
+    assert right.isnan().any()
+    finite = right.isfinite()
+    assert torch.equal(result.out[finite], clean.out[finite])
+    assert_same_bits(result.out, run(case, seed=3, target_items=3, max_partials=200).out)
+    assert_same_bits(result.lse, clean.lse)
 
 
 def test_cuts_and_order_of_blocks_change_no_bit():
@@ -168,8 +274,13 @@ def test_no_room_for_partial_results_means_no_cuts():
 @pytest.mark.parametrize("options", [{}, SPLIT], ids=["whole", "cut"])
 def test_every_visible_entry_is_read_once(seed, options):
     """Rows fit one tile; entries beyond what is visible are not read at all."""
-    case = cases.make_case(cases.tree(seed, streams=8, trunk=600), seed=seed, num_heads=4, num_kv_heads=2)
-    launch = run(case, seed=seed, **options).launch
+    group = [2, 4, 8, 15][seed]
+    case = cases.make_case(
+        cases.tree(seed, streams=8, trunk=600, longest=20), seed=seed, num_heads=2 * group, num_kv_heads=2
+    )
+    result = run(case, seed=seed, **options)
+    assert set(result.packed) == {8 * group}
+    launch = result.launch
     unique = case.visible_entries * 2 * 64 * 2
     for name in ("k_cache", "v_cache"):
         ratio = launch.bytes_read[name] / unique
@@ -179,10 +290,11 @@ def test_every_visible_entry_is_read_once(seed, options):
 @pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 256])
 @pytest.mark.parametrize("packed_rows", [32, 64, 128])
 def test_matrix_loads_have_no_bank_conflicts(head_dim, packed_rows):
-    case = cases.make_case(cases.tree(1, streams=3), head_dim=head_dim)
-    counters = run(case, packed_rows=packed_rows).launch.counters
-    assert counters.matrix_load_passes > 0
-    assert counters.matrix_load_conflicts == 0
+    for kv_dtype in (torch.bfloat16, torch.float8_e4m3fn):
+        case = cases.make_case(cases.tree(1, streams=3), num_heads=30, head_dim=head_dim, kv_dtype=kv_dtype)
+        counters = run(case, packed_rows=packed_rows).launch.counters
+        assert counters.matrix_load_passes > 0
+        assert counters.matrix_load_conflicts == 0
 
 
 @pytest.mark.parametrize("shared_kilobytes", [99, 163])

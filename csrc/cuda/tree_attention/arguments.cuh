@@ -4,18 +4,19 @@
 #include "cuda/device.cuh"
 #include "cuda/tree_attention/params.h"
 #include "cuda/tree_attention/softmax.cuh"
+#include "cuda/tree_attention/traits.h"
 
 namespace apar::cuda {
 
 struct TreeAttentionArguments {
   TreeAttentionParams params;
   ScoreScale score_scale;
-  int32_t stages;
-  int32_t parts;  // tiles of the kernel that an item's packed rows fill
+  SharedPlan shared;
+  int32_t parts;  // of shared.rows packed rows, that the largest item falls into
 };
 
-// T: Half or BFloat16.
-template <typename T, int kHeadDim>
+// T: Half or BFloat16; Kv: T or Float8.
+template <typename T, typename Kv, int kHeadDim>
 void launch_tree_attention(const TreeAttentionArguments& arguments, int packed_rows, int bins, void* stream);
 
 }  // namespace apar::cuda

@@ -26,14 +26,19 @@ template <typename Traits>
 class TreeAttention {
  public:
   using T = typename Traits::T;
+  using Kv = typename Traits::Kv;
   using Shared = typename Traits::Shared;
 
   APAR_DEVICE explicit TreeAttention(const TreeAttentionArguments& arguments)
-      : params_(arguments.params), arguments_(arguments), stages_(arguments.stages), shared_(shared_memory<Shared>()) {}
+      : params_(arguments.params),
+        arguments_(arguments),
+        stages_(arguments.shared.stages),
+        shared_(shared_memory<Shared>()),
+        queries_(shared_address(shared_ + 1) + Traits::totals_bytes(arguments.shared.rows)) {}
 
   // The last warp: says what the steps are, `stages` steps ahead.
   APAR_DEVICE void schedule() {
-    Scheduler<Traits::kRows> scheduler(params_, stages_, arguments_.parts);
+    Scheduler<Traits::kMaxRows> scheduler(arguments_);
     Ring ahead(stages_ + 1), now(stages_ + 1);
     int n = 0;
     for (; n < stages_; ++n, ahead.next()) {
@@ -56,7 +61,7 @@ class TreeAttention {
     for (int n = 0; n < stages_ - 1; ++n, block_ahead.next(), stage_ahead.next()) {
       start_copies(&shared_->blocks[block_ahead.index], stage_ahead.index);
     }
-    Fold<Traits> fold(arguments_, shared_);
+    Fold<Traits> fold(arguments_, shared_, reinterpret_cast<unsigned char*>(shared_ + 1));
     for (;; block_ahead.next(), stage_ahead.next(), block_now.next(), stage_now.next()) {
       // This step's copies have landed and everybody is done with the last step: its stage and its block may be reused.
       wait_for_stage();
@@ -75,37 +80,35 @@ class TreeAttention {
   // ---- copies
 
   // One group of copies per step, empty or not, so that waiting can count groups.
-  APAR_DEVICE void start_copies(const Block<Traits::kRows>* block, int stage) {
+  APAR_DEVICE void start_copies(const Block<Traits::kMaxRows>* block, int stage) {
     const int flags = load_shared(&block->flags);
     if ((flags & kFirstOfItem) != 0 && (flags & kEndOfWork) == 0) copy_queries(block);
-    if ((flags & kHasEntries) != 0) copy_entries(block, stage);
+    if ((flags & kHasEntries) != 0) copy_entries(block, stage, (flags & kReadByOthers) != 0);
     commit_copies();
   }
 
+  // The oldest of the stages - 1 groups under way.
+  template <int kPending = Traits::kMaxStages - 2>
   APAR_DEVICE void wait_for_stage() {
-    switch (stages_) {
-      case 2:
-        return wait_copies<0>();
-      case 3:
-        return wait_copies<1>();
-      case 4:
-        return wait_copies<2>();
-      default:
-        return wait_copies<3>();
+    if constexpr (kPending > 0) {
+      if (stages_ < kPending + 2) return wait_for_stage<kPending - 1>();
     }
+    wait_copies<kPending>();
   }
 
-  APAR_DEVICE uint32_t keys_of(int stage) const { return shared_address(shared_ + 1) + stage * Traits::kStageBytes; }
+  APAR_DEVICE uint32_t keys_of(int stage) const {
+    return queries_ + arguments_.shared.q_rows * Traits::QueryLayout::kStrideBytes + stage * Traits::kStageBytes;
+  }
   APAR_DEVICE uint32_t values_of(int stage) const { return keys_of(stage) + Traits::kHalfStageBytes; }
 
-  APAR_DEVICE void copy_entries(const Block<Traits::kRows>* block, int stage) {
-    constexpr int kParts = Traits::kHeadDim / 8;
-    const uint64_t policy = make_cache_policy(CacheHint::kNormal);
+  APAR_DEVICE void copy_entries(const Block<Traits::kMaxRows>* block, int stage, bool read_by_others) {
+    constexpr int kNumbers = 16 / sizeof(Kv), kParts = Traits::kHeadDim / kNumbers;
+    const uint64_t policy = make_cache_policy(read_by_others ? CacheHint::kEvictLast : CacheHint::kEvictFirst);
     const int head = load_shared(&block->unit) % params_.num_kv_heads, offset = load_shared(&block->offset);
     const uint32_t low = load_shared(&block->visible[0]), high = load_shared(&block->visible[1]);
     const int page_size = params_.page_size;
-    const T* keys = static_cast<const T*>(params_.k_cache);
-    const T* values = static_cast<const T*>(params_.v_cache);
+    const Kv* keys = static_cast<const Kv*>(params_.k_cache);
+    const Kv* values = static_cast<const Kv*>(params_.v_cache);
     const uint32_t stage_keys = keys_of(stage);
 #pragma unroll 1
     for (int i = thread_index(); i < kTokens * kParts; i += Traits::kComputeThreads) {
@@ -116,28 +119,34 @@ class TreeAttention {
       const int entry = page_size < kTokens ? token % page_size : offset + token;
       const int64_t source =
           ((static_cast<int64_t>(page) * params_.num_kv_heads + head) * page_size + entry) * Traits::kHeadDim +
-          part * 8;
+          part * kNumbers;
       const uint32_t target = stage_keys + Traits::entry_offset(token, part);
-      copy_async_16(target, keys + (valid ? source : 0), valid, policy);
-      copy_async_16(target + Traits::kHalfStageBytes, values + (valid ? source : 0), valid, policy);
+      copy_async<16>(target, keys + (valid ? source : 0), valid, policy);
+      copy_async<16>(target + Traits::kHalfStageBytes, values + (valid ? source : 0), valid, policy);
     }
   }
 
-  APAR_DEVICE void copy_queries(const Block<Traits::kRows>* block) {
-    constexpr int kParts = Traits::kHeadDim / 8;
+  // All rows of the strips in use; zeros behind the item's last. For 8-bit keys each 16 columns are put into another
+  // order (fragments.cuh).
+  APAR_DEVICE void copy_queries(const Block<Traits::kMaxRows>* block) {
+    constexpr int kBytes = Traits::kFloat8 ? 4 : 16, kNumbers = kBytes / sizeof(T),
+                  kPieces = Traits::kHeadDim / kNumbers;
     const uint64_t policy = make_cache_policy(CacheHint::kNormal);
     const int head = load_shared(&block->unit) % params_.num_kv_heads;
     const int first_packed = load_shared(&block->item.first_packed), num_packed = load_shared(&block->item.num_packed);
     const T* queries = static_cast<const T*>(params_.q);
-    const uint32_t target = shared_address(shared_->q[load_shared(&block->q_slot)]);
+    const uint32_t target = queries_ + load_shared(&block->q_row) * Traits::QueryLayout::kStrideBytes;
+    const int end = (num_packed + kStripRows - 1) / kStripRows * kStripRows * kPieces;
 #pragma unroll 1
-    for (int i = thread_index(); i < Traits::kRows * kParts; i += Traits::kComputeThreads) {
-      const int packed = i / kParts, part = i % kParts;
+    for (int i = thread_index(); i < end; i += Traits::kComputeThreads) {
+      const int packed = i / kPieces, piece = i % kPieces;
       const bool valid = packed < num_packed;
       const int row = (first_packed + packed) / params_.group_size;
       const int query_head = head * params_.group_size + (first_packed + packed) % params_.group_size;
-      const int64_t source = row * params_.q_row_stride + query_head * params_.q_head_stride + part * 8;
-      copy_async_16(target + Traits::offset_of(packed, part), queries + (valid ? source : 0), valid, policy);
+      const int64_t source = row * params_.q_row_stride + query_head * params_.q_head_stride + piece * kNumbers;
+      const int place = Traits::kFloat8 ? KeyValueFragments<Traits>::query_piece(piece) : piece;
+      copy_async<kBytes>(target + Traits::QueryLayout::offset_of(packed, place * kBytes / 16) + place * kBytes % 16,
+                         queries + (valid ? source : 0), valid, policy);
     }
   }
 
@@ -147,13 +156,14 @@ class TreeAttention {
   const TreeAttentionArguments& arguments_;
   const int stages_;
   Shared* const shared_;
+  const uint32_t queries_;  // shared address
 };
 
 template <typename Traits>
-APAR_KERNEL(Traits::kThreads, Traits::kBlocksPerMultiprocessor)
+APAR_KERNEL(Traits::kThreads, 1)
 tree_attention_kernel(APAR_GRID_CONSTANT TreeAttentionArguments arguments) {
   TreeAttention<Traits> attention(arguments);
-  if (warp_index() == Traits::kWarps) {
+  if (warp_index() == kWarps) {
     attention.schedule();
   } else {
     attention.compute();

@@ -8,15 +8,17 @@
 
 namespace apar::cuda {
 
-enum class Element { kFloat32, kFloat16, kBFloat16 };
+enum class Element { kFloat32, kFloat16, kBFloat16, kFloat8 };
 
 struct TreeAttentionParams {
   const void* q;        // [R, Hq, D], last dimension contiguous, strides below
   const void* k_cache;  // [num_pages, Hkv, page_size, D], contiguous
   const void* v_cache;
-  void* out;           // [R, Hq, D], contiguous
-  float* lse;          // [R, Hq] or null
-  const float* sinks;  // [Hq] or null
+  void* out;             // [R, Hq, D], contiguous
+  float* lse;            // [R, Hq] or null
+  const float* sinks;    // [Hq] or null
+  const float* k_scale;  // [Hkv] or null: 1; what stored keys and values are multiplied with
+  const float* v_scale;
 
   const int32_t* page_table;  // [S, max_pages]
   const WorkHeader* work;     // the work list (core/work.h) and its sections

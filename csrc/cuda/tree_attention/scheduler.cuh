@@ -5,15 +5,12 @@
 
 #include "core/work.h"
 #include "cuda/device.cuh"
+#include "cuda/tree_attention/arguments.cuh"
 #include "cuda/tree_attention/pages.cuh"
 #include "cuda/tree_attention/params.h"
 #include "cuda/tree_attention/traits.h"
 
 namespace apar::cuda {
-
-APAR_DEVICE int smaller(int a, int b) { return a < b ? a : b; }
-APAR_DEVICE int larger(int a, int b) { return a > b ? a : b; }
-APAR_DEVICE int clamp(int value, int low, int high) { return smaller(larger(value, low), high); }
 
 // Bits [first, end) of a word of 32; end <= 32.
 APAR_DEVICE uint32_t bits_between(int first, int end) {
@@ -21,19 +18,22 @@ APAR_DEVICE uint32_t bits_between(int first, int end) {
   return (0xffffffffu >> (32 - (end - first))) << first;
 }
 
+// kRows: the most packed rows that an item of the kernel has.
 template <int kRows>
 class Scheduler {
  public:
-  APAR_DEVICE Scheduler(const TreeAttentionParams& params, int stages, int parts)
-      : params_(params),
-        stages_(stages),
-        units_(parts * params.num_kv_heads),
+  APAR_DEVICE explicit Scheduler(const TreeAttentionArguments& arguments)
+      : params_(arguments.params),
+        stages_(arguments.shared.stages),
+        rows_(arguments.shared.rows),
+        q_rows_(arguments.shared.q_rows),
+        units_(arguments.parts * arguments.params.num_kv_heads),
         unit_(block_index() % units_),
         lane_(lane_index()),
-        page_shift_(31 - count_leading_zeros(params.page_size)) {
+        page_shift_(31 - count_leading_zeros(arguments.params.page_size)) {
     const int bin = block_index() / units_;
-    next_item_ = load_constant(params.bin_begin + bin);
-    end_item_ = load_constant(params.bin_begin + bin + 1);
+    next_item_ = load_constant(params_.bin_begin + bin);
+    end_item_ = load_constant(params_.bin_begin + bin + 1);
   }
 
   // The block with number `n` of this block of threads.
@@ -43,15 +43,18 @@ class Scheduler {
     for (;;) {
       if (!in_item_) {
         if (started) return;  // an item without entries: its rows get empty results
-        if (next_item_ >= end_item_) {
+        if (!fetched_ && next_item_ >= end_item_) {
           flags_ = kEndOfWork | kFirstOfItem | kFirstOfSegment;
           return;
         }
-        // Two items' queries fit: the item before the last must be done when this block's copies start.
-        if (num_started_ >= 2 && n < first_block_ + stages_ - 1) return;
-        if (!start_item()) continue;
+        // The item whose place the queries take must be done when this block's copies start. Items that leave room for
+        // another take turns: then it is the one before the last.
+        if (!fetched_ && !fetch_item()) continue;
+        const int last_use = takes_all_ || last_takes_all_ ? last_block_ : first_block_ - 1;
+        if (num_started_ > 0 && n < last_use + stages_ && (takes_all_ || last_takes_all_ || num_started_ > 1)) return;
+        start_item();
         started = true;
-        first_block_ = n;
+        first_block_ = last_block_ = n;
         flags_ = kFirstOfItem | kFirstOfSegment;
       }
       if (find_block()) break;
@@ -61,7 +64,8 @@ class Scheduler {
     if (walk_ != last_walk_ || segment != last_segment_) flags_ |= kFirstOfSegment;
     last_walk_ = walk_;
     last_segment_ = segment;
-    flags_ |= kHasEntries;
+    flags_ |= read_by_others_ ? kHasEntries | kReadByOthers : kHasEntries;
+    last_block_ = n;
 
     uint32_t low = 0, high = 0;
 #pragma unroll
@@ -95,7 +99,7 @@ class Scheduler {
   APAR_DEVICE void publish(Block<kRows>* block) const {
     if (lane_ == 0) {
       store_shared(&block->flags, flags_);
-      store_shared(&block->q_slot, num_started_ & 1);
+      store_shared(&block->q_row, takes_all_ ? 0 : (num_started_ & 1) * (q_rows_ / 2));
       store_shared(&block->unit, unit_);
       store_shared(&block->offset, offset_);
       store_shared(&block->visible[0], visible_[0]);
@@ -119,17 +123,26 @@ class Scheduler {
   static constexpr int kNone = 0x7fffffff;
 
   // False: the part has no rows.
-  APAR_DEVICE bool start_item() {
+  APAR_DEVICE bool fetch_item() {
     const int index = next_item_++;
-    const int skipped = unit_ / params_.num_kv_heads * kRows;
+    const int skipped = unit_ / params_.num_kv_heads * rows_;
     item_int_ =
         lane_ < kWorkItemInts ? load_constant(reinterpret_cast<const int32_t*>(params_.items + index) + lane_) : 0;
     const int first_packed = shuffle(item_int_, 0) + skipped;
-    const int num_packed = smaller(shuffle(item_int_, 1) - skipped, kRows);
+    const int num_packed = smaller(shuffle(item_int_, 1) - skipped, rows_);
     if (num_packed <= 0) return false;
     if (lane_ == 0) item_int_ = first_packed;
     if (lane_ == 1) item_int_ = num_packed;
+    last_takes_all_ = takes_all_;
+    takes_all_ = num_packed > q_rows_ / 2;
+    fetched_ = true;
+    return true;
+  }
+
+  APAR_DEVICE void start_item() {
+    const int first_packed = shuffle(item_int_, 0), num_packed = shuffle(item_int_, 1);
     ++num_started_;
+    fetched_ = false;
     begin_walk_ = shuffle(item_int_, 2);
     begin_entry_ = shuffle(item_int_, 3);
     end_walk_ = shuffle(item_int_, 4);
@@ -149,7 +162,6 @@ class Scheduler {
     walk_ = last_walk_ = -1;
     position_ = 0;
     in_item_ = true;
-    return true;
   }
 
   // The row's next range.
@@ -188,14 +200,16 @@ class Scheduler {
           fetch_range(i);
         }
       }
-      stream_ = reduce_max(stream) / 2;
+      stream = reduce_max(stream);
+      stream_ = stream / 2;
+      read_by_others_ = stream % 2 != 0;
       position_ = walk == begin_walk_ ? begin_entry_ : 0;
       limit_ = walk == end_walk_ ? end_entry_ : kNone;
     }
   }
 
   const TreeAttentionParams& params_;
-  const int stages_;
+  const int stages_, rows_, q_rows_;
   const int units_;  // parts x KV heads
   const int unit_;
   const int lane_;
@@ -203,12 +217,14 @@ class Scheduler {
   int next_item_, end_item_;  // of the bin
 
   // the item
-  bool in_item_ = false;
-  int num_started_ = 0, first_block_ = 0;
+  bool in_item_ = false, fetched_ = false;
+  bool takes_all_ = false, last_takes_all_ = false;  // of the queries' place
+  int num_started_ = 0, first_block_ = 0, last_block_ = 0;
   int item_int_ = 0;
   int begin_walk_ = 0, begin_entry_ = 0, end_walk_ = 0, end_entry_ = 0;
   // the walk entry
   int walk_ = -1, stream_ = 0, position_ = 0, limit_ = kNone;
+  bool read_by_others_ = false;
   int last_walk_ = -1, last_segment_ = 0;
   // the lane's rows
   int range_[kRowsPerLane], range_end_[kRowsPerLane];

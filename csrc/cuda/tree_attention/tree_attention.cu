@@ -4,6 +4,7 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <type_traits>
 
 #include "cuda/launch.h"
 #include "cuda/tree_attention/arguments.cuh"
@@ -46,36 +47,42 @@ bool launch_on_hopper([[maybe_unused]] const TreeAttentionArguments& arguments, 
 #endif
 }
 
-template <typename T>
+template <typename T, typename Kv>
 void launch_head_dim(const TreeAttentionArguments& arguments, int packed_rows, int bins, void* stream) {
-  if (launch_on_hopper<T>(arguments, packed_rows, bins, stream)) return;
+  if constexpr (std::is_same_v<T, Kv>) {
+    if (launch_on_hopper<T>(arguments, packed_rows, bins, stream)) return;
+  }
   switch (arguments.params.head_dim) {
     case 64:
-      return launch_tree_attention<T, 64>(arguments, packed_rows, bins, stream);
+      return launch_tree_attention<T, Kv, 64>(arguments, packed_rows, bins, stream);
     case 80:
-      return launch_tree_attention<T, 80>(arguments, packed_rows, bins, stream);
+      return launch_tree_attention<T, Kv, 80>(arguments, packed_rows, bins, stream);
     case 96:
-      return launch_tree_attention<T, 96>(arguments, packed_rows, bins, stream);
+      return launch_tree_attention<T, Kv, 96>(arguments, packed_rows, bins, stream);
     case 128:
-      return launch_tree_attention<T, 128>(arguments, packed_rows, bins, stream);
+      return launch_tree_attention<T, Kv, 128>(arguments, packed_rows, bins, stream);
     case 256:
-      return launch_tree_attention<T, 256>(arguments, packed_rows, bins, stream);
+      return launch_tree_attention<T, Kv, 256>(arguments, packed_rows, bins, stream);
     default:
       fail("q has head_dim " + std::to_string(arguments.params.head_dim) +
            ", expected one of 64, 80, 96, 128, 256 on a CUDA device");
   }
 }
 
-void launch_plain(const TreeAttentionArguments& arguments, void* stream) {
+template <typename Kv>
+void launch_plain(TreeAttentionArguments arguments, int packed_rows, int bins, void* stream) {
   const TreeAttentionParams& params = arguments.params;
   if (params.head_dim > kPlainMaxHeadDim) {
     fail("q has head_dim " + std::to_string(params.head_dim) + ", expected at most " +
          std::to_string(kPlainMaxHeadDim));
   }
-  const int64_t warps = static_cast<int64_t>(params.num_rows) * params.num_kv_heads * params.group_size;
-  launch("tree_attention", plain_attention_kernel<PlainAttentionArguments>, (warps + kPlainWarps - 1) / kPlainWarps,
-         kPlainWarps * kWarpSize, kPlainWarps * params.head_dim * static_cast<int>(sizeof(float)), stream,
-         PlainAttentionArguments{params, arguments.score_scale});
+  arguments.shared = {kPlainRows, kPlainRows, 1};
+  arguments.parts = packed_rows / kPlainRows;
+  const int shared_bytes = plain_shared_bytes(params.head_dim);
+  allow_shared_bytes(plain_attention_kernel<Kv>, shared_bytes);
+  launch("tree_attention", plain_attention_kernel<Kv>,
+         static_cast<int64_t>(bins) * arguments.parts * params.num_kv_heads, kPlainThreads, shared_bytes, stream,
+         arguments);
 }
 
 }  // namespace
@@ -85,8 +92,8 @@ int multiprocessors_of(int device) {
   return device_limits().multiprocessors;
 }
 
-void tree_attention(TreeAttentionParams params, Element element, int32_t* work, const WorkInput& input, int device,
-                    void* stream) {
+void tree_attention(TreeAttentionParams params, Element element, Element kv_element, int32_t* work,
+                    const WorkInput& input, int device, void* stream) {
   if (params.num_rows == 0 || params.num_kv_heads == 0) return;
   const DeviceScope scope(device);
   const WorkLayout layout = work_layout(params.num_rows, params.num_kv_heads, params.group_size, input);
@@ -99,14 +106,18 @@ void tree_attention(TreeAttentionParams params, Element element, int32_t* work, 
   params.row_ranges = reinterpret_cast<const RowRange*>(work + layout.row_ranges);
   const int packed_rows = input.packed_rows;
   const int bins = input.target_items;
-  const TreeAttentionArguments arguments{params, make_score_scale(params.scale, params.softcap), 0, 1};
+  const TreeAttentionArguments arguments{params, make_score_scale(params.scale, params.softcap), {}, 1};
+  const bool is_float8 = kv_element == Element::kFloat8;
   switch (element) {
-    case Element::kFloat32:
-      return launch_plain(arguments, stream);
     case Element::kFloat16:
-      return launch_head_dim<Half>(arguments, packed_rows, bins, stream);
+      return is_float8 ? launch_head_dim<Half, Float8>(arguments, packed_rows, bins, stream)
+                       : launch_head_dim<Half, Half>(arguments, packed_rows, bins, stream);
     case Element::kBFloat16:
-      return launch_head_dim<BFloat16>(arguments, packed_rows, bins, stream);
+      return is_float8 ? launch_head_dim<BFloat16, Float8>(arguments, packed_rows, bins, stream)
+                       : launch_head_dim<BFloat16, BFloat16>(arguments, packed_rows, bins, stream);
+    default:
+      return is_float8 ? launch_plain<Float8>(arguments, packed_rows, bins, stream)
+                       : launch_plain<float>(arguments, packed_rows, bins, stream);
   }
 }
 

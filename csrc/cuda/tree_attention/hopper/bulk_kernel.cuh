@@ -18,9 +18,9 @@ namespace apar::cuda {
 
 template <typename Traits>
 APAR_DEVICE void compute_bulk(const TreeAttentionArguments& arguments, typename Traits::Shared* shared) {
-  Fold<Traits> fold(arguments, shared);
-  const uint32_t stages = shared_address(shared + 1);
-  for (Stage stage(arguments.stages);; stage.next()) {
+  Fold<Traits> fold(arguments, shared, reinterpret_cast<unsigned char*>(shared + 1));
+  const uint32_t stages = shared_address(shared + 1) + Traits::before_stages(arguments.shared);
+  for (Stage stage(arguments.shared.stages);; stage.next()) {
     wait_arrivals(&shared->full[stage.index], stage.phase);
     const uint32_t keys = stages + stage.index * Traits::kStageBytes;
     if (!fold.take(&shared->blocks[stage.index], keys, keys + Traits::kHalfStageBytes)) return;
@@ -30,18 +30,18 @@ APAR_DEVICE void compute_bulk(const TreeAttentionArguments& arguments, typename 
 }
 
 template <typename Traits>
-APAR_KERNEL(Traits::kThreads, Traits::kBlocksPerMultiprocessor)
+APAR_KERNEL(Traits::kThreads, 1)
 bulk_attention_kernel(APAR_GRID_CONSTANT BulkArguments arguments) {
   auto* shared = shared_memory<typename Traits::Shared>();
   if (thread_index() == 0) {
-    for (int stage = 0; stage < arguments.common.stages; ++stage) {
+    for (int stage = 0; stage < arguments.common.shared.stages; ++stage) {
       initialize_barrier(&shared->full[stage], 1);
-      initialize_barrier(&shared->empty[stage], Traits::kWarps);
+      initialize_barrier(&shared->empty[stage], kWarps);
     }
     fence_barriers();
   }
   synchronize_block();
-  if (warp_index() == Traits::kWarps) {
+  if (warp_index() == kWarps) {
     Producer<Traits>(arguments, shared).run();
   } else {
     compute_bulk<Traits>(arguments.common, shared);

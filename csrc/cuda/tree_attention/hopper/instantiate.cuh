@@ -6,39 +6,26 @@
 
 namespace apar::cuda {
 
-template <typename Traits>
-bool launch_bulk_rows(BulkArguments arguments, int packed_rows, int bins, void* stream) {
-  const DeviceLimits limits = device_limits();
-  TreeAttentionArguments& common = arguments.common;
-  common.stages = Traits::stages_for(limits.shared_bytes_per_block);
-  if (common.stages == 0) return false;
-  common.parts = packed_rows / Traits::kRows;
-  const int shared_bytes = Traits::shared_bytes(common.stages);
-  allow_shared_bytes(bulk_attention_kernel<Traits>, shared_bytes);
-  const int64_t blocks = static_cast<int64_t>(bins) * common.parts * common.params.num_kv_heads;
-  launch("tree_attention", bulk_attention_kernel<Traits>, blocks, Traits::kThreads, shared_bytes, stream, arguments);
-  return true;
-}
-
 template <typename T, int kHeadDim>
 bool launch_bulk_attention(const TreeAttentionArguments& common, int packed_rows, int bins, void* stream) {
+  using Traits = BulkTraits<T, kHeadDim>;
   const TreeAttentionParams& params = common.params;
   const int64_t rows = params.num_pages * params.num_kv_heads * params.page_size;
   const int box_rows = params.page_size < kTokens ? params.page_size : kTokens;
   BulkArguments arguments{common, static_cast<int32_t>(rows), {}, {}};
-  if (!make_tensor_map(&arguments.keys, params.k_cache, rows, kHeadDim, box_rows) ||
+  const DeviceLimits limits = device_limits();
+  SharedPlan& plan = arguments.common.shared;
+  plan = Traits::plan_for(packed_rows, limits.compute_capability, limits.shared_bytes_per_block);
+  if (plan.stages == 0 || !make_tensor_map(&arguments.keys, params.k_cache, rows, kHeadDim, box_rows) ||
       !make_tensor_map(&arguments.values, params.v_cache, rows, kHeadDim, box_rows)) {
     return false;
   }
-  if constexpr (most_packed_rows(kHeadDim) >= 64) {
-    if (packed_rows >= 64) {
-      return launch_bulk_rows<BulkTraits<T, kHeadDim, 64>>(arguments, packed_rows, bins, stream);
-    }
-  }
-  if (packed_rows >= 32) {
-    return launch_bulk_rows<BulkTraits<T, kHeadDim, 32>>(arguments, packed_rows, bins, stream);
-  }
-  return launch_bulk_rows<BulkTraits<T, kHeadDim, 16>>(arguments, packed_rows, bins, stream);
+  arguments.common.parts = packed_rows / plan.rows;
+  const int shared_bytes = Traits::shared_bytes(plan);
+  allow_shared_bytes(bulk_attention_kernel<Traits>, shared_bytes);
+  const int64_t blocks = static_cast<int64_t>(bins) * arguments.common.parts * params.num_kv_heads;
+  launch("tree_attention", bulk_attention_kernel<Traits>, blocks, Traits::kThreads, shared_bytes, stream, arguments);
+  return true;
 }
 
 }  // namespace apar::cuda

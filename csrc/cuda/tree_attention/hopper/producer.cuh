@@ -34,12 +34,12 @@ class Producer {
       prefetch_map(&arguments_.keys);
       prefetch_map(&arguments_.values);
     }
-    Scheduler<Traits::kRows> scheduler(params_, arguments_.common.stages, arguments_.common.parts);
-    Stage stage(arguments_.common.stages);
+    Scheduler<Traits::kMaxRows> scheduler(arguments_.common);
+    Stage stage(arguments_.common.shared.stages);
     for (int n = 0;; ++n, stage.next()) {
       scheduler.prepare(n);
       wait_arrivals(&shared_->empty[stage.index], stage.phase ^ 1);  // at once in the first round
-      Block<Traits::kRows>* block = &shared_->blocks[stage.index];
+      Block<Traits::kMaxRows>* block = &shared_->blocks[stage.index];
       scheduler.publish(block);
       synchronize_warp();
       start_copies(block, stage.index);
@@ -50,7 +50,7 @@ class Producer {
  private:
   static constexpr int kParts = Traits::kHeadDim / 8;
 
-  APAR_DEVICE void start_copies(const Block<Traits::kRows>* block, int stage) {
+  APAR_DEVICE void start_copies(const Block<Traits::kMaxRows>* block, int stage) {
     const int flags = load_shared(&block->flags);
     uint64_t* full = &shared_->full[stage];
     bool by_threads = false;
@@ -84,7 +84,7 @@ class Producer {
   struct PageKinds {
     uint32_t seen, whole;
   };
-  APAR_DEVICE PageKinds kinds_of(const Block<Traits::kRows>* block) const {
+  APAR_DEVICE PageKinds kinds_of(const Block<Traits::kMaxRows>* block) const {
     const uint32_t low = load_shared(&block->visible[0]), high = load_shared(&block->visible[1]);
     const int rows = box_rows();
     bool seen = false, whole = false;
@@ -101,16 +101,23 @@ class Producer {
   }
 
   // Row of the caches, seen as matrices [num_pages x Hkv x page_size, D], where page i of a block begins.
-  APAR_DEVICE int64_t first_row(const Block<Traits::kRows>* block, int i) const {
+  APAR_DEVICE int64_t first_row(const Block<Traits::kMaxRows>* block, int i) const {
     const int head = load_shared(&block->unit) % params_.num_kv_heads;
     return (static_cast<int64_t>(load_shared(&block->pages[i])) * params_.num_kv_heads + head) * params_.page_size +
            load_shared(&block->offset);
   }
-  APAR_DEVICE uint32_t keys_of(int stage) const { return shared_address(shared_ + 1) + stage * Traits::kStageBytes; }
+  APAR_DEVICE uint32_t keys_of(int stage) const {
+    return shared_address(shared_ + 1) + Traits::before_stages(arguments_.common.shared) + stage * Traits::kStageBytes;
+  }
+
+  APAR_DEVICE uint64_t cache_policy(const Block<Traits::kMaxRows>* block) const {
+    const bool read_by_others = (load_shared(&block->flags) & kReadByOthers) != 0;
+    return make_cache_policy(read_by_others ? CacheHint::kEvictLast : CacheHint::kEvictFirst);
+  }
 
   // One lane.
-  APAR_DEVICE void copy_boxes(const Block<Traits::kRows>* block, const PageKinds& kinds, int stage) {
-    const uint64_t policy = make_cache_policy(CacheHint::kNormal);
+  APAR_DEVICE void copy_boxes(const Block<Traits::kMaxRows>* block, const PageKinds& kinds, int stage) {
+    const uint64_t policy = cache_policy(block);
     uint64_t* full = &shared_->full[stage];
     fence_async_proxy();  // threads may have copied to this stage before
     const int rows = box_rows();
@@ -129,8 +136,8 @@ class Producer {
     }
   }
 
-  APAR_DEVICE void copy_mixed_pages(const Block<Traits::kRows>* block, uint32_t mixed, int stage) {
-    const uint64_t policy = make_cache_policy(CacheHint::kNormal);
+  APAR_DEVICE void copy_mixed_pages(const Block<Traits::kMaxRows>* block, uint32_t mixed, int stage) {
+    const uint64_t policy = cache_policy(block);
     const uint32_t low = load_shared(&block->visible[0]), high = load_shared(&block->visible[1]);
     const int rows = box_rows();
     const T* keys = static_cast<const T*>(params_.k_cache);
@@ -144,26 +151,29 @@ class Producer {
         const bool valid = ((token < 32 ? low >> token : high >> (token - 32)) & 1) != 0;
         const int64_t source = valid ? (first + entry) * Traits::kHeadDim + part * 8 : 0;
         const uint32_t target = keys_of(stage) + Traits::entry_offset(token, part);
-        copy_async_16(target, keys + source, valid, policy);
-        copy_async_16(target + Traits::kHalfStageBytes, values + source, valid, policy);
+        copy_async<16>(target, keys + source, valid, policy);
+        copy_async<16>(target + Traits::kHalfStageBytes, values + source, valid, policy);
       }
     }
   }
 
-  APAR_DEVICE void copy_queries(const Block<Traits::kRows>* block) {
+  APAR_DEVICE void copy_queries(const Block<Traits::kMaxRows>* block) {
     const uint64_t policy = make_cache_policy(CacheHint::kNormal);
     const int head = load_shared(&block->unit) % params_.num_kv_heads;
     const int first_packed = load_shared(&block->item.first_packed), num_packed = load_shared(&block->item.num_packed);
     const T* queries = static_cast<const T*>(params_.q);
-    const uint32_t target = shared_address(shared_->q[load_shared(&block->q_slot)]);
+    const uint32_t target = shared_address(shared_ + 1) + Traits::totals_bytes(arguments_.common.shared.rows) +
+                            load_shared(&block->q_row) * Traits::QueryLayout::kStrideBytes;
+    const int end = (num_packed + kStripRows - 1) / kStripRows * kStripRows * kParts;
 #pragma unroll 1
-    for (int i = lane_; i < Traits::kRows * kParts; i += kWarpSize) {
+    for (int i = lane_; i < end; i += kWarpSize) {
       const int packed = i / kParts, part = i % kParts;
       const bool valid = packed < num_packed;
       const int row = (first_packed + packed) / params_.group_size;
       const int query_head = head * params_.group_size + (first_packed + packed) % params_.group_size;
       const int64_t source = row * params_.q_row_stride + query_head * params_.q_head_stride + part * 8;
-      copy_async_16(target + Traits::offset_of(packed, part), queries + (valid ? source : 0), valid, policy);
+      copy_async<16>(target + Traits::QueryLayout::offset_of(packed, part), queries + (valid ? source : 0), valid,
+                     policy);
     }
   }
 

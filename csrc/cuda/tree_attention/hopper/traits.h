@@ -28,26 +28,27 @@ struct PanelLayout {
 };
 
 // The shapes of TreeAttentionTraits; every stage has a barrier for its arrival and one for its release.
-template <typename T_, int kHeadDim_, int kRows_>
-struct BulkTraits : TreeAttentionTraits<T_, kHeadDim_, kRows_>, PanelLayout<kHeadDim_> {
-  using Base = TreeAttentionTraits<T_, kHeadDim_, kRows_>;
+template <typename T_, int kHeadDim_>
+struct BulkTraits : TreeAttentionTraits<T_, T_, kHeadDim_>, PanelLayout<kHeadDim_> {
+  using Base = TreeAttentionTraits<T_, T_, kHeadDim_>;
   using Layout = PanelLayout<kHeadDim_>;
-  using Base::kStrips, Base::kWarpsPerStrip, Base::kWeightStride;
+  using Base::kMaxStages, Base::kWeightStride;
   using Layout::kEntryStrideBytes, Layout::entry_offset, Layout::entry_step;
 
+  // Behind it whole panels only, so that stages are aligned as the copy engine wants them.
   struct alignas(8 * kPanelBytes) Shared {
-    T_ q[2][kRows_ * Base::kStride];
-    T_ weights[kStrips][16][kWeightStride];
-    float maxima[kStrips][kWarpsPerStrip][16];
-    Block<kRows_> blocks[kMaxStages];
+    T_ weights[kTeamStrips][kStripRows][kWeightStride];
+    float maxima[2][kWarps][kStripRows];
+    Block<Base::kMaxRows> blocks[kMaxStages];
     uint64_t full[kMaxStages], empty[kMaxStages];
     int32_t arrived;
   };
-  static constexpr int shared_bytes(int stages) {
-    return static_cast<int>(sizeof(Shared)) + stages * Base::kStageBytes;
+  static_assert(32 * Base::QueryLayout::kStrideBytes % (8 * kPanelBytes) == 0);
+  static constexpr int shared_bytes(const SharedPlan& plan) {
+    return Base::shared_bytes(plan, static_cast<int>(sizeof(Shared)));
   }
-  static int stages_for(int shared_bytes_per_block) {
-    return Base::stages_beside(static_cast<int>(sizeof(Shared)), shared_bytes_per_block);
+  static constexpr SharedPlan plan_for(int packed_rows, int compute_capability, int shared_bytes_per_block) {
+    return Base::plan_for(packed_rows, compute_capability, shared_bytes_per_block, static_cast<int>(sizeof(Shared)));
   }
 };
 

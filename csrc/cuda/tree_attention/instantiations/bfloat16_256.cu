@@ -1,3 +1,3 @@
 #include "cuda/tree_attention/instantiate.cuh"
 
-APAR_INSTANTIATE_TREE_ATTENTION(BFloat16, 256);
+APAR_INSTANTIATE_TREE_ATTENTION(BFloat16, BFloat16, 256);

@@ -1,3 +1,3 @@
 #include "cuda/tree_attention/instantiate.cuh"
 
-APAR_INSTANTIATE_TREE_ATTENTION(Half, 64);
+APAR_INSTANTIATE_TREE_ATTENTION(Half, Half, 64);
