@@ -46,6 +46,7 @@ def make_plan(
     num_kv_heads: int,
     group_size: int,
     page_size: int,
+    batch_invariant: bool = True,
 ) -> Plan:
     """Plans the attention of R rows, each of which reads a list of ranges of streams.
 
@@ -66,6 +67,9 @@ def make_plan(
         num_kv_heads: KV heads of the caches.
         group_size: query heads per KV head; ``num_kv_heads * group_size`` is at most 1024.
         page_size: entries per page: 8, 16, 32, 64 or 128.
+        batch_invariant: a row's output has the same bits whatever other rows are planned with it. Without, a CUDA
+            device writes fewer partial results where it shares out long reads, and the last bits of a row's output
+            depend on how they were cut; the same plan still gives the same bits. Nothing changes on a CPU.
 
     Returns:
         The plan. Under the same arguments it is always the same.
@@ -81,7 +85,7 @@ def make_plan(
         schedule = torch.ops.apar.make_plan(*on_host, num_kv_heads, group_size, page_size)
         max_page = int(schedule[5])
         multiprocessors = torch.cuda.get_device_properties(page_table.device).multi_processor_count
-        schedule = torch.ops.apar.make_work(schedule, multiprocessors).to(page_table.device)
+        schedule = torch.ops.apar.make_work(schedule, multiprocessors, batch_invariant).to(page_table.device)
     else:
         schedule = torch.ops.apar.make_plan(*tensors, num_kv_heads, group_size, page_size)
         max_page = None
@@ -240,7 +244,7 @@ def _(
 
 
 @torch.library.register_fake("apar::make_work")
-def _(schedule: torch.Tensor, multiprocessors: int) -> torch.Tensor:
+def _(schedule: torch.Tensor, multiprocessors: int, batch_invariant: bool = True) -> torch.Tensor:
     # Its length follows from numbers in the schedule.
     return schedule.new_empty(torch.library.get_ctx().new_dynamic_size())
 

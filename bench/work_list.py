@@ -10,16 +10,18 @@ import apar_ext  # noqa: F401  (registers the operators)
 
 Range = tuple[int, int, int]  # stream, begin, end
 
-HEADER_INTS, ITEM_INTS, RANGE_INTS, MAX_PARTS, END_OF_WALK = 8, 12, 4, 8, 0x7FFFFFFF
+HEADER_INTS, ITEM_INTS, RANGE_INTS, MAX_PARTS, END_OF_WALK = 8, 12, 4, 4, 0x7FFFFFFF
 
 
 @dataclass
 class Item:
     bin: int
+    first_packed: int  # row * group + query head of the group
     packed_rows: int
     entries: int  # that any of its rows sees
     blocks: int  # of 64 entries, aligned to the stream, that any of its rows sees
     is_merged: bool
+    results: int  # of one packed row each, that it leaves for a merge
 
 
 @dataclass
@@ -33,6 +35,10 @@ class WorkList:
     @property
     def entries(self) -> int:
         return sum(item.entries for item in self.items)
+
+    @property
+    def results(self) -> int:
+        return sum(item.results for item in self.items)
 
 
 def make_work_list(rows: list[list[Range]], num_heads: int, num_kv_heads: int, multiprocessors: int) -> WorkList:
@@ -53,15 +59,22 @@ def make_work_list(rows: list[list[Range]], num_heads: int, num_kv_heads: int, m
     bins = work[HEADER_INTS : HEADER_INTS + target + 1]
     items = []
     for number in range(work[1]):
-        first, packed, *span, merge = work[items_at + ITEM_INTS * number : items_at + ITEM_INTS * number + 7]
+        place = items_at + ITEM_INTS * number
+        first, packed, *span, merge, merge_begin = work[place : place + 8]
         seen = _seen(work, ranges_at, row_begin, range(first // group, (first + packed - 1) // group + 1), span)
         items.append(
             Item(
                 bin=max(b for b in range(target) if bins[b] <= number),
+                first_packed=first,
                 packed_rows=packed,
                 entries=sum(_covered(runs) for runs in seen.values()),
                 blocks=sum(_covered([(b // 64, -(-e // 64)) for b, e in runs]) for runs in seen.values()),
                 is_merged=merge >= 0,
+                results=0
+                if merge < 0
+                else packed
+                if number == merge_begin
+                else sum(_segments(*run) for runs in seen.values() for run in runs) * min(group, packed),
             )
         )
     by_stream: dict[int, list[tuple[int, int]]] = {}
@@ -84,6 +97,16 @@ def _seen(work: list[int], ranges_at: int, row_begin: int, rows: range, span: li
             if begin_walk <= walk <= end_walk and begin < end:
                 seen.setdefault(walk, []).append((begin, end))
     return seen
+
+
+def _segments(begin: int, end: int) -> int:
+    """Segments (csrc/core/work.h) that [begin, end) meets."""
+    count = 0
+    while begin < end:
+        size = 256 if begin < 8192 else 1024 if begin < 32768 else 4096
+        begin = begin // size * size + size
+        count += 1
+    return count
 
 
 def _covered(runs: list[tuple[int, int]]) -> int:

@@ -18,7 +18,7 @@ namespace {
 const Check work_check("make_work");
 
 // The work list of a plan, both in host memory, for a device with so many multiprocessors.
-Tensor make_work(const Tensor& schedule, int64_t multiprocessors) {
+Tensor make_work(const Tensor& schedule, int64_t multiprocessors, bool batch_invariant) {
   work_check.index("schedule", schedule, {{"size"}}, "schedule", schedule);
   work_check.that(schedule.size(0) >= static_cast<int64_t>(sizeof(PlanHeader) / sizeof(int32_t)),
                   "schedule is not one, expected what make_plan returns");
@@ -26,7 +26,8 @@ Tensor make_work(const Tensor& schedule, int64_t multiprocessors) {
   const PlanHeader& header = *reinterpret_cast<const PlanHeader*>(plan);
   work_check.that(header.magic == kPlanMagic, "schedule is not one, expected what make_plan returns");
   work_check.that(multiprocessors >= 1, "multiprocessors is ", multiprocessors, ", expected at least 1");
-  const WorkInput input = work_input_for(header.num_rows, header.num_kv_heads, header.group_size, multiprocessors);
+  const WorkInput input =
+      work_input_for(header.num_rows, header.num_kv_heads, header.group_size, multiprocessors, batch_invariant);
   // Zeros where nothing is written: the same plan always gives the same tensor.
   Tensor work = torch::stable::new_zeros(
       schedule, {work_size(header.num_rows, header.num_ranges, header.num_kv_heads, header.group_size, input)});
@@ -119,7 +120,9 @@ std::tuple<Tensor, Tensor> tree_attention_cuda(const Tensor& q, const Tensor& k_
 }  // namespace
 }  // namespace apar::ops
 
-STABLE_TORCH_LIBRARY_FRAGMENT(apar, m) { m.def("make_work(Tensor schedule, int multiprocessors) -> Tensor"); }
+STABLE_TORCH_LIBRARY_FRAGMENT(apar, m) {
+  m.def("make_work(Tensor schedule, int multiprocessors, bool batch_invariant=True) -> Tensor");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(apar, CPU, m) { m.impl("make_work", TORCH_BOX(&apar::ops::make_work)); }
 

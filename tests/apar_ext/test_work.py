@@ -25,6 +25,11 @@ def test_lists_items_and_ranges():
     assert work[-12:].view(3, 4).tolist() == [[0, 0, 0, 500], [1, 2, 0, 20], [0, 0, 0, 100]]
 
 
+def test_without_batch_invariance_items_leave_one_result_each():
+    work = torch.ops.apar.make_work(make_schedule(), 132, False)
+    assert work[1:5].tolist() == [2, 1, 2, 32]
+
+
 def test_operator_is_registered_as_torch_expects():
     torch.library.opcheck(torch.ops.apar.make_work.default, (make_schedule(), 132))
 

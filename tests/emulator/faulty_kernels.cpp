@@ -197,7 +197,7 @@ void mixed_kernel(MapParams params) {
   synchronize_block();
   if (thread < 32) {
     for (int i = thread; i < 64; i += 32) {
-      copy_async_16(shared_address(shared + i * 4), params.input + i * 4, true, 0);
+      copy_async<16>(shared_address(shared + i * 4), params.input + i * 4, true, 0);
     }
     if (kFault == MixedFault::kNone) hold_until_copied(full);
     synchronize_warp();

@@ -18,7 +18,7 @@ from .emulator import Device, tree_attention, work_input_for
 
 LIMIT = 1.05
 PLANNED_ROWS = 128  # packed rows (rows x query heads of a KV head) of a tile of the plan
-KERNEL_ROWS = 64  # packed rows of the largest tile of the kernels; a larger item is done in parts
+KERNEL_ROWS = 128  # packed rows of the largest tile of the kernels; a larger item is done in parts
 TREES = Path(__file__).resolve().parents[2] / "bench" / "trees" / "vicuna80.jsonl"
 
 

@@ -90,9 +90,12 @@ def test_matrix_loads_have_no_bank_conflicts(head_dim, packed_rows):
 
 @pytest.mark.parametrize("packed_rows", [32, 64, 128])
 def test_every_barrier_and_wait_is_needed(packed_rows):
-    case = cases.make_case(cases.tree(1, streams=6, trunk=700), num_heads=4, num_kv_heads=2)
-    options = dict(packed_rows=packed_rows, target_items=6, max_partials=64)
+    """Items of all widths; stages are used again, whole pages behind pages in part."""
+    rows = [[(7, 0, 5), (0, 0, 1200 - 9 * row), (row + 1, 0, 5 + row)] for row in range(6)]
+    case = cases.make_case(rows, num_heads=packed_rows // 6 * 2, num_kv_heads=2)
+    options = dict(packed_rows=packed_rows, target_items=2, max_partials=200)
     right = run(case, **options)
+    assert set(right.packed) == {packed_rows // 6 * 6}
     assert right.num_merges > 0
     sites = set(right.launch.sites)
     assert any(site.startswith("producer.cuh") for site in sites)

@@ -15,7 +15,7 @@ CONFIGURATIONS = {30: 11, 60: 11, 120: 9}
 
 def make_case(packed: int) -> cases.Case:
     """Items are cut, and blocks of threads have several."""
-    rows = cases.tree(1, streams=6, trunk=700, longest=20)
+    rows = [[(0, 0, 650 - 9 * row), (row + 1, 0, 5 + row)] for row in range(6)]
     return cases.make_case(rows, num_heads=packed // 6 * 2, num_kv_heads=2)
 
 

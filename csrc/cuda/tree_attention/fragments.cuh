@@ -54,7 +54,25 @@ class KeyValueFragments {
           multiply_accumulate<T>(scores[pair][1], a, b[2], b[3]);
         }
       }
+    } else if constexpr (kPairs % 2 == 0) {
+      // A load brings 32 tokens and 16 columns.
+      const uint32_t row = keys + Traits::entry_offset(first_token + lane_, 0);
+#pragma unroll 1
+      for (int column = 0; column < kHeadDim; column += 16) {
+        uint32_t a[4];
+        load_matrices_x4(a, Traits::QueryLayout::step_to(queries, column / 8));
+#pragma unroll
+        for (int pair = 0; pair < kPairs; pair += 2) {
+          uint32_t raw[4];
+          load_matrices_x4(raw, Traits::entry_step(row, column / 16) + pair * 16 * Traits::kEntryStrideBytes);
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            multiply_accumulate<T>(scores[pair + i / 2][i % 2], a, from_e4m3<T>(raw[i]), from_e4m3<T>(raw[i] >> 16));
+          }
+        }
+      }
     } else {
+      // Or 16 tokens and 32 columns.
 #pragma unroll 1
       for (int column = 0; column + 32 <= kHeadDim; column += 32) {
         multiply_float8_keys<kPairs, 2>(scores, queries, column, Traits::entry_step(source, column / 16));
