@@ -92,7 +92,8 @@ def main() -> None:
             count = count_work(rows, *heads)
             cells.append(
                 f"{count.unique_bytes / 1e6:.0f}, {count.read_bytes / count.unique_bytes:.2f}, {count.items}, "
-                f"{count.widest}, {count.partial_bytes / 1e6:.0f} ({count.free_partial_bytes / 1e6:.0f}), {count.microseconds:.1f}, {1.35 * ideal_us(rows, *heads) + 6:.1f}"
+                f"{count.widest}, {count.partial_bytes / 1e6:.0f} ({count.free_partial_bytes / 1e6:.0f}), "
+                f"{count.microseconds:.1f}, {1.35 * ideal_us(rows, *heads) + 6:.1f}"
             )
         lines.append(cells)
         print(" | ".join(cells), flush=True)

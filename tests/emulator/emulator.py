@@ -86,9 +86,9 @@ class TreeAttentionCall(_Struct):
     _fields_ = [
         *_fields(
             "p:q p:k_cache p:v_cache p:out p:lse p:sinks p:k_scale p:v_scale p:page_table p:work_header p:bin_begin "
-            "p:row_ranges p:row_begin p:items p:arrivals p:partials p:segments_used p:report q:q_row_stride q:q_head_stride "
-            "q:num_pages i:num_rows i:num_kv_heads i:group_size i:head_dim i:page_size i:max_pages f:scale f:softcap "
-            "p:work"
+            "p:row_ranges p:row_begin p:items p:arrivals p:partials p:segments_used p:report q:q_row_stride "
+            "q:q_head_stride q:num_pages i:num_rows i:num_kv_heads i:group_size i:head_dim i:page_size i:max_pages "
+            "f:scale f:softcap p:work"
         ),
         ("input", WorkInput),
         ("element", ctypes.c_int32),
