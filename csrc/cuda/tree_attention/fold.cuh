@@ -242,9 +242,7 @@ class Fold {
     // Both of a step are loaded together where a load brings 32 tokens.
     constexpr int kSteps = Fragments::kSixteensPerLoad;
     bool some_not_finite = false;
-    // Unrolled, a strip's only warp need not copy its weights, of which two steps want more.
-    constexpr int kUnroll = Team::kWarpsPerStrip == 1 && kSteps == 2 ? 2 : 1;
-#pragma unroll kUnroll
+#pragma unroll 1
     for (int sixteen = 0; sixteen < kTokens / 16; sixteen += kSteps) {
       if ((sixteens >> sixteen & ((1u << kSteps) - 1)) == 0) continue;
       uint32_t a[kSteps][4];
