@@ -148,7 +148,8 @@ class Device:
     """A device with a few multiprocessors; one launch per object.
 
     Args:
-        compute_capability: 80: the kernels that run everywhere; 90: those for Hopper, where there are.
+        compute_capability: 100: the kernels that run everywhere; 80: without their wide teams; 90: those for Hopper,
+            where there are.
         seed: the order in which blocks of threads take turns.
         drop: barriers and waits, "file:line", that do nothing.
         shift: ``(tensor, by)``: what kernels load from an int32 tensor is off by this much.
@@ -160,7 +161,7 @@ class Device:
         multiprocessors: int = 3,
         resident_blocks: int = 3,
         shared_bytes: int = 227 * 1024,
-        compute_capability: int = 80,
+        compute_capability: int = 100,
         seed: int = 0,
         drop: Iterable[str] = (),
         shift: tuple[str, int] | None = None,

@@ -15,8 +15,9 @@ HALVES = [torch.bfloat16, torch.float16]
 SPLIT = dict(target_items=6, max_partials=64)
 
 
-def run(case: cases.Case, *, seed: int = 0, shared_bytes: int = 227 * 1024, **options):
-    return tree_attention(Device(seed=seed, shared_bytes=shared_bytes), **case.inputs, **options)
+def run(case: cases.Case, *, seed: int = 0, shared_bytes: int = 227 * 1024, capability: int = 100, **options):
+    device = Device(seed=seed, shared_bytes=shared_bytes, compute_capability=capability)
+    return tree_attention(device, **case.inputs, **options)
 
 
 def assert_same_bits(first: torch.Tensor, second: torch.Tensor) -> None:
@@ -175,6 +176,7 @@ def test_class_of_items_changes_no_bit(kv_dtype, head_dim):
     wide = run(case, packed_rows=128)
     cases.assert_right(case, wide.out, wide.lse)
     assert wide.packed == [120]
+    assert_same_bits(wide.out, run(case, packed_rows=128, capability=80).out)  # in parts
     for packed_rows, packed in ((32, 30), (64, 60), (128, 120)):
         other = run(case, packed_rows=packed_rows, seed=packed_rows, target_items=3, max_partials=200)
         assert set(other.packed) == {packed}
