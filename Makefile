@@ -1,5 +1,7 @@
-# make demo    environment, build, and the main job: a real tree decoded by a small random model
+# make demo    environment, build, and the main job: a prompt decoded in parallel by the small model that comes with apar
 # make test    environment, build, tests
+#
+# make default-model   trains that model anew and puts it in its place in the package
 #
 # Everything else: build, wheel, asan, lint, format, clean. Variables, with their defaults:
 #   PYTHON=python3          makes the environment
@@ -26,11 +28,27 @@ endif
 CLANG_FORMAT = $(dir $(RUN))clang-format
 CPP_FILES = $(shell find csrc tests/cpp tests/emulator -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test build wheel asan lint format clean
+.PHONY: demo default-model test build wheel asan lint format clean
 
 demo: build
 	PYTHONPATH=.:python $(RUN) -m apar info
-	PYTHONPATH=.:python $(RUN) -m apar replay
+	PYTHONPATH=.:python $(RUN) -m apar demo
+
+# Data, tokenizer and first weights, two trainings, the measurement: docs/default_model.md.
+MODEL := build/default-model
+MODEL_FILES := config.json generation_config.json model.safetensors tokenizer.json tokenizer_config.json chat_template.jinja
+APAR = PYTHONPATH=.:python $(RUN) -m apar
+default-model: build
+	mkdir -p $(MODEL)
+	$(APAR) data synth --seed 1 --count 30000 --kinds repeat -o $(MODEL)/repeat.jsonl.gz
+	$(APAR) data synth --seed 2 --count 30000 --max-items 3 -o $(MODEL)/few.jsonl.gz
+	$(APAR) data synth --seed 3 --count 150000 -o $(MODEL)/all.jsonl.gz
+	$(APAR) data synth --seed 4 --count 200 --split heldout -o $(MODEL)/heldout.jsonl.gz
+	PYTHONPATH=.:python $(RUN) models/default/start.py $(MODEL)/start
+	$(APAR) train models/default/first.yaml --overwrite
+	$(APAR) train models/default/second.yaml --overwrite
+	PYTHONPATH=.:python:bench $(RUN) bench/default_model.py --model $(MODEL)/second
+	cd $(MODEL)/second && cp $(MODEL_FILES) $(CURDIR)/python/apar/assets/default
 
 test: build
 	$(RUN) -m pytest $(TESTS)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 # Name: (module with `add_parser(commands)`, the line that `apar --help` shows).
 COMMANDS = {
     "generate": ("apar.commands.generate", "answer prompts with a model"),
+    "demo": ("apar.commands.demo", "decode a prompt with the model that comes with apar, live and timed"),
     "replay": ("apar.commands.replay", "decode trees of given shapes and report what parallel branches save"),
     "data": ("apar.data.cli", "make paragraph trees from chat data, and look at them"),
     "train": ("apar.train.cli", "tune a model on paragraph trees, or train a new one"),

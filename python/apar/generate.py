@@ -28,7 +28,7 @@ def generate(
     top_k: int = 0,
     seed: int | None = None,
     fork: bool = True,
-    max_depth: int = 2,
+    max_depth: int | None = None,
     max_children: int = 64,
     max_live_branches: int = DEFAULT_LIVE_BRANCHES,
     grammar: Grammar | None = None,
@@ -54,7 +54,8 @@ def generate(
         temperature: 0 is greedy.
         top_p, top_k: filters as in transformers, applied after the temperature, ``top_k`` first; 1 and 0 are off.
         seed: the same seed gives the same text whatever the load; None draws one from torch's global generator.
-        max_depth: levels of branches. 1: nothing forks; 2: the trunk forks, its details do not.
+        max_depth: levels of branches. 1: nothing forks; 2: the trunk forks, its details do not. None: what the model
+            was tuned to, if its generation config says so (`fork_max_depth`), else 2.
         max_children: forks of one branch.
         grammar: control tokens, stop tokens and limits of the tree; by default found by name in the tokenizer. A
             grammar that is given brings its own ``max_depth`` and ``max_children``.
@@ -134,12 +135,13 @@ def _prepare(
     top_p: float = 1.0,
     top_k: int = 0,
     seed: int | None = None,
-    max_depth: int = 2,
+    max_depth: int | None = None,
     max_children: int = 64,
     grammar: Grammar | None = None,
     **options: Any,
 ) -> PreparedRun:
-    check_integer("max_depth", max_depth, 1)
+    if max_depth is not None:
+        check_integer("max_depth", max_depth, 1)
     check_integer("max_children", max_children, 0)
     sampling = make_sampling(temperature, top_p, top_k, seed)
     if grammar is None:

@@ -12,6 +12,7 @@ PUBLISHED_CONTROL_TOKENS = ("[SplitMask]", "[SplitSop]")
 KNOWN_CONTROL_TOKENS = (("[Fork]", "[Child]"), PUBLISHED_CONTROL_TOKENS)
 """Pairs of names under which models know their control tokens; the first pair that a tokenizer has is used."""
 
+DEFAULT_MAX_DEPTH = 2
 MAX_DEPTH = 64  # levels of branches, as the forest has them
 NEWLINE_RULES = ("exact", "published")
 
@@ -33,7 +34,7 @@ class Grammar:
     fork_id: int = -1
     child_id: int = -1
     stop_ids: tuple[int, ...] = ()
-    max_depth: int = 2
+    max_depth: int = DEFAULT_MAX_DEPTH
     max_children: int = 64
     newlines: str = "exact"
 
@@ -81,7 +82,7 @@ class Grammar:
         fork: str | None = None,
         child: str | None = None,
         stop_ids: Iterable[int] | None = None,
-        max_depth: int = 2,
+        max_depth: int = DEFAULT_MAX_DEPTH,
         max_children: int = 64,
         newlines: str | None = None,
     ) -> Grammar:
@@ -115,15 +116,19 @@ class Grammar:
         return cls(fork_id, child_id, tuple(stop_ids), max_depth, max_children, newlines or "exact")
 
     @classmethod
-    def for_model(cls, model: Any, tokenizer: Any, **options: Any) -> Grammar:
+    def for_model(cls, model: Any, tokenizer: Any, *, max_depth: int | None = None, **options: Any) -> Grammar:
         """``from_tokenizer`` with the stop tokens of the tokenizer and of the model's generation config together.
 
         Without a tokenizer the control tokens are `fork_token_id` and `child_token_id` of the generation config. Its
-        `fork_newlines` says how the model was tuned to put texts together.
+        `fork_newlines` says how the model was tuned to put texts together, its `fork_max_depth` how deep it was tuned
+        to fork: that is ``max_depth`` where it is None, else 2.
         """
         config = getattr(model, "generation_config", None)
         if getattr(config, "fork_newlines", None) is not None:
             options = {"newlines": config.fork_newlines, **options}
+        if max_depth is None:
+            max_depth = getattr(config, "fork_max_depth", None) or DEFAULT_MAX_DEPTH
+        options["max_depth"] = max_depth
         if tokenizer is None:
             named = {
                 "fork_id": getattr(config, "fork_token_id", None),

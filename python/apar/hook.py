@@ -35,7 +35,7 @@ def custom_generate(
     *,
     grammar: Grammar | None = None,
     fork: bool = True,
-    max_depth: int = 2,
+    max_depth: int | None = None,
     max_children: int = 64,
     max_live_branches: int = DEFAULT_LIVE_BRANCHES,
     seed: int | None = None,
@@ -84,7 +84,7 @@ def custom_generate(
             raise ValueError(f"custom_generate: {name} came, expected none: there is no such decoding over trees")
     if grammar is None:
         grammar = Grammar.for_model(model, None, max_depth=max_depth, max_children=max_children)
-        if not grammar.can_fork and max_depth > 1:
+        if not grammar.can_fork and grammar.max_depth > 1:
             warnings.warn(
                 "custom_generate: no control tokens known, so the answer is a single branch; pass "
                 "grammar=apar.Grammar.for_model(model, tokenizer) or load the model with apar.load",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -13,9 +14,12 @@ from apar.cache import ATTENTION_NAME, UnsupportedModelError, attention_windows
 from apar.grammar import PUBLISHED_CONTROL_TOKENS, Grammar
 from apar.templates import VICUNA
 
+DEFAULT_MODEL = Path(__file__).parent / "assets" / "default"
+"""The small model that comes with the package: see the README.md in its folder."""
+
 
 def load(
-    path_or_id: str | os.PathLike[str],
+    path_or_id: str | os.PathLike[str] = DEFAULT_MODEL,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -25,7 +29,7 @@ def load(
     with the control tokens of the published models and no chat template gets Vicuna's.
 
     Args:
-        path_or_id: a folder or a model id of the Hugging Face hub.
+        path_or_id: a folder or a model id of the Hugging Face hub; by default the small model that comes with apar.
         dtype: of the weights; as they were saved if None.
         device: where the model goes; torch's default device if None.
 

@@ -14,11 +14,12 @@ def add_parser(commands: Any) -> None:
         "generate",
         description="Answer prompts. A model that was tuned to fork writes the branches of its answer in parallel, "
         "which a terminal shows while they grow; any other model answers in a single branch.",
-        epilog='example: apar generate --model ./my-model "Give three tips for a good night\'s sleep."',
+        epilog='example: apar generate --model ./my-model "Give three tips for a good night\'s sleep." '
+        "The model that comes with apar only writes about facts that the prompt carries; see `apar demo`.",
     )
     parser.set_defaults(command=_generate)
     parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="prompts; without any, one is read from the input")
-    add_model_options(parser, required=True)
+    add_model_options(parser, default="the small model that comes with apar")
     text = parser.add_argument_group("what is written")
     text.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="tokens along a path (default 512)")
     text.add_argument(
@@ -29,7 +30,7 @@ def add_parser(commands: Any) -> None:
     )
     text.add_argument("--top-k", type=int, default=0, metavar="K", help="sample from the K likeliest tokens (0: all)")
     text.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text")
-    text.add_argument("--max-depth", type=int, default=2, metavar="N", help="levels of branches (default 2)")
+    text.add_argument("--max-depth", type=int, metavar="N", help="levels of branches (default: the model's, or 2)")
     text.add_argument("--max-children", type=int, default=64, metavar="N", help="forks of one branch (default 64)")
     text.add_argument("--stop", action="append", metavar="TEXT", help="end a branch where it writes TEXT (repeatable)")
     text.add_argument("--system", metavar="TEXT", help="system message, for models with a chat template")

@@ -20,7 +20,7 @@ def add_parser(commands: Any) -> None:
         epilog="example: apar replay --trees bench/trees/vicuna80.jsonl --limit 8",
     )
     parser.set_defaults(command=_replay)
-    add_model_options(parser, required=False)
+    add_model_options(parser, default="a Llama of random weights")
     parser.add_argument(
         "--trees",
         metavar="FILE",

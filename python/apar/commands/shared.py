@@ -7,8 +7,9 @@ import sys
 from typing import Any
 
 
-def add_model_options(parser: argparse.ArgumentParser, *, required: bool) -> None:
-    parser.add_argument("--model", required=required, metavar="PATH", help="folder or hub id of a transformers model")
+def add_model_options(parser: argparse.ArgumentParser, *, default: str) -> None:
+    """``default``: which model it is without --model, for the help."""
+    parser.add_argument("--model", metavar="PATH", help=f"folder or hub id of a model (default: {default})")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights (default: as saved)"
     )
@@ -26,12 +27,14 @@ def add_room_options(parser: Any) -> None:
 def load_model(options: argparse.Namespace) -> tuple[Any, Any]:
     from transformers.utils import logging
 
-    from apar.loading import load
+    from apar.loading import DEFAULT_MODEL, load
 
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     return load(
-        options.model, dtype=None if options.dtype is None else dtype_named(options.dtype), device=options.device
+        options.model or DEFAULT_MODEL,
+        dtype=None if options.dtype is None else dtype_named(options.dtype),
+        device=options.device,
     )
 
 

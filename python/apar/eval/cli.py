@@ -26,7 +26,7 @@ def add_parser(commands: Any) -> None:
         metavar="FILE",
         help="JSON lines: questions of Vicuna-Bench or MT-Bench, trees of `apar data`, prompts or messages",
     )
-    add_model_options(parser, required=True)
+    add_model_options(parser, default="the small model that comes with apar")
     parser.add_argument("--base", metavar="PATH", help="the model before tuning, decoded as it is")
     parser.add_argument("--split", choices=("train", "heldout"), help="of files of trees only those of this split")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N prompts of each file")
@@ -38,7 +38,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="tokens along a path (512)")
     parser.add_argument(
-        "--max-depth", type=int, default=2, metavar="N", help="levels of branches, the trunk counted (2)"
+        "--max-depth", type=int, metavar="N", help="levels of branches, the trunk counted (the model's, or 2)"
     )
     parser.add_argument(
         "--max-live-branches", type=int, default=16, metavar="N", help="branches of a prompt at once (16)"

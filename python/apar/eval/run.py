@@ -25,7 +25,7 @@ class EvalOptions:
     """As in `apar.generate`. at_once: prompts decoded together; 1 gives each prompt's own time."""
 
     max_new_tokens: int = 512
-    max_depth: int = 2
+    max_depth: int | None = None
     max_live_branches: int = DEFAULT_LIVE_BRANCHES
     page_size: int = DEFAULT_PAGE_SIZE
     at_once: int = 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from apar.data.synth.facts import join, say
+from apar.data.synth.facts import say
 from apar.data.synth.topics import Attribute
 from apar.data.synth.worlds import Item, World
 
@@ -33,7 +33,7 @@ def comparison(world: World, attributes: Sequence[Attribute], style: str) -> Par
     entries = []
     for attribute in attributes:
         said = [f"{item.name} {attribute.say(item.values[attribute.label])}" for item in world.items]
-        entries.append((attribute.label, _line(style, join(said) + ".")))
+        entries.append((attribute.label, _line(style, ", ".join(said) + ".")))
     return _list(intro, entries, style)
 
 
@@ -77,7 +77,7 @@ def paragraph(world: World, attributes: Sequence[Attribute]) -> Paragraphs:
 
 def names(items: Sequence[Item]) -> Paragraphs:
     """The names alone, in one line."""
-    return plain(join([item.name for item in items]) + ".")
+    return plain(", ".join(item.name for item in items) + ".")
 
 
 def _list(intro: str, entries: list[tuple[str, Paragraphs]], style: str) -> Paragraphs:

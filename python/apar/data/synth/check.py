@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
+from collections.abc import Iterable
 from typing import Protocol
 
 from apar.data.records import TreeRecord
@@ -64,6 +66,30 @@ def check_answer(record: TreeRecord, answer: str | ParagraphTree) -> AnswerCheck
     )
 
 
+def summarize(checks: Iterable[AnswerCheck]) -> dict[str, int | float]:
+    """Shares over many answers, and the counts they are of.
+
+    details_right: of all details, answers without branches counted as one. answers_exact: of all answers.
+    forked_where_expected: of the branches of the right answers. forked_where_not: answers that fork, of those whose
+    right answer has no branches. extra_forks: a count, of all answers.
+    """
+    checks = list(checks)
+    plain = [check for check in checks if not check.expected_forks]
+    details = sum(len(check.details) for check in checks)
+    places = sum(check.expected_forks for check in checks)
+    return {
+        "answers": len(checks),
+        "details": details,
+        "details_right": _share(sum(check.num_right for check in checks), details),
+        "answers_exact": _share(sum(check.exact for check in checks), len(checks)),
+        "branches": places,
+        "forked_where_expected": _share(sum(check.forks for check in checks), places),
+        "answers_without_branches": len(plain),
+        "forked_where_not": _share(sum(check.extra_forks > 0 for check in plain), len(plain)),
+        "extra_forks": sum(check.extra_forks for check in checks),
+    }
+
+
 def leaves(tree: ParagraphTree) -> list[tuple[str, str]]:
     """(lead, text) of every detail that has no details itself, in reading order; ("", text) of a tree without forks."""
     if not tree.num_forks:
@@ -73,6 +99,10 @@ def leaves(tree: ParagraphTree) -> list[tuple[str, str]]:
         for node in tree
         if node.detail is not None and not node.detail.num_forks
     ]
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else math.nan
 
 
 def _lead(text: str) -> str:

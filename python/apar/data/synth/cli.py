@@ -24,7 +24,7 @@ def add_parser(commands: Any) -> None:
         "--split", choices=("train", "heldout"), default="train", help="held out: names and wordings never trained on"
     )
     parser.add_argument("--kinds", nargs="+", metavar="KIND", help="only these kinds of requests (default: all)")
-    parser.add_argument("--max-items", type=int, metavar="N", help="at most so many things in a prompt (default 6)")
+    parser.add_argument("--max-items", type=int, metavar="N", help="at most so many things in a prompt (default 5)")
 
 
 def _synth(options: argparse.Namespace) -> int:

@@ -37,8 +37,8 @@ def join(parts: Sequence[str]) -> str:
 
 
 def say(item: Item, attributes: Sequence[Attribute]) -> str:
-    """The item's values in one sentence, in the words of answers."""
-    return f"{item.name} {join([attribute.say(item.values[attribute.label]) for attribute in attributes])}."
+    """The item's values in one sentence, in the words of answers: "Mira works as a potter, lives in Varn." """
+    return f"{item.name} {', '.join(attribute.say(item.values[attribute.label]) for attribute in attributes)}."
 
 
 def _phrase(rng: random.Random, attribute: Attribute, held_out: bool) -> int:
@@ -143,4 +143,4 @@ def _key_values(
 
 _SECTIONS = ("## {name}\n{facts}", "{name}:\n{facts}", "{group} {name}:\n{facts}", "# {group} {name}\n\n{facts}")
 _LAYOUTS: tuple[Layout, ...] = (_sentence_each, _sentence_per_fact, _by_attribute, _table, _columns, _key_values)
-_WEIGHTS = (30, 14, 8, 16, 8, 24)
+_WEIGHTS = (32, 14, 2, 18, 6, 28)

@@ -92,6 +92,6 @@ def draw_words(rng: random.Random, count: int, *, held_out: bool) -> list[str]:
 
 def _make_up(rng: random.Random, kind: str) -> str:
     syllables = [
-        rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS) for _ in range(rng.choice((1, 1, 1, 2)))
+        rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS) for _ in range(1 + (rng.random() < 0.1))
     ]
     return ("".join(syllables) + rng.choice(_ENDINGS[kind])).capitalize()

@@ -47,7 +47,7 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """``weight``: how often among 100 prompts. ``grouped``: whether it needs a world in groups."""
+    """``weight``: how often, compared with the others. ``grouped``: whether it needs a world in groups."""
 
     make: Callable[[random.Random, World, bool], Request]
     weight: int
@@ -180,17 +180,17 @@ KINDS: dict[str, Kind] = {
     "report": Kind(_listing("report", REPORT, answers.report), 10, True),
     "by_group": Kind(_listing("by_group", BY_GROUP, answers.by_group), 10, True, grouped=True),
     "by_point": Kind(_listing("by_point", BY_POINT, answers.by_point), 8, True),
-    "one": Kind(_one, 7, False),
-    "about": Kind(_about, 7, False),
-    "names": Kind(_names, 4, False),
-    "count": Kind(_count, 3, False),
-    "which": Kind(_which, 4, False),
-    "yes_no": Kind(_yes_no, 3, False),
-    "paragraph": Kind(_paragraph, 3, False),
+    "one": Kind(_one, 9, False),
+    "about": Kind(_about, 9, False),
+    "names": Kind(_names, 7, False),
+    "count": Kind(_count, 4, False),
+    "which": Kind(_which, 6, False),
+    "yes_no": Kind(_yes_no, 5, False),
+    "paragraph": Kind(_paragraph, 6, False),
     "chat": Kind(_chat, 1, False),
     "repeat": Kind(_repeat, 0, False),
 }
-"""What a prompt can ask for, by name. "repeat" is drawn only when it is asked for: copying, to begin a training with."""
+"""What a prompt can ask for, by name. "repeat" (copying, to begin a training with) is drawn only when asked for."""
 
 ORDERED_NAMES = (STEPS, DAYS)
 """Topics of these names are what instructions and plans are about."""

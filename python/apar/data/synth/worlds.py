@@ -40,16 +40,16 @@ def make_world(
     grouped: bool = False,
     items: int | None = None,
 ) -> World:
-    """A world of one of the topics. ``items``: how many things, or of every group if ``grouped``; by default 2 to 6."""
+    """A world of one of the topics. ``items``: how many things, or of every group if ``grouped``; by default 2 to 5."""
     topic = rng.choice(topics)
-    num_groups = rng.choice((2, 2, 3)) if grouped else 1
+    num_groups = rng.choice((2, 2, 2, 3)) if grouped else 1
     sizes = [
-        items or (rng.choice((2, 2, 3)) if grouped else rng.choice((2, 3, 3, 4, 4, 5, 6))) for _ in range(num_groups)
+        items or (rng.choice((2, 2, 2, 3)) if grouped else rng.choice((2, 3, 3, 3, 4, 4, 5))) for _ in range(num_groups)
     ]
     if not isinstance(topic.names, str):
         while sum(sizes) > len(topic.names):
             sizes[sizes.index(max(sizes))] -= 1
-    num_attributes = rng.randint(2, 3 if grouped else 4)
+    num_attributes = rng.choice((2, 2, 3) if grouped else (2, 2, 3, 3, 4))
     chosen = sorted(rng.sample(range(len(topic.attributes)), num_attributes))
     attributes = [topic.attributes[index] for index in chosen]
     counts = collections.Counter()
