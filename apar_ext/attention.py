@@ -218,7 +218,7 @@ def check_plan_fits(q: torch.Tensor, k_cache: torch.Tensor, plan: Plan) -> None:
 
 def schedule_size(num_rows: int, num_ranges: int) -> int:
     """Length of the schedule of a plan over at most ``num_rows`` rows and ``num_ranges`` ranges."""
-    return 2 * num_rows + 13 * num_ranges + 23
+    return 2 * num_rows + 12 * num_ranges + 19
 
 
 @torch.library.register_fake("apar::make_plan")

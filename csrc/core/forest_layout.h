@@ -165,18 +165,22 @@ inline int64_t forest_size(const ForestConfig& config) {
   return visit_forest(config, [](const char*, int64_t, int64_t, int64_t) {});
 }
 
-// Pointers into a forest, made on the host and passed to kernels by value.
-struct Forest {
+// The tensors of a forest. `Ints` is how their numbers are reached: a pointer on the host, a class with operator[] on a
+// device (cuda/advance/memory.cuh).
+template <class Ints>
+struct ForestOf {
   ForestHeader* header;
   ForestConfig config;
   int32_t page_shift;  // page_size is 1 << page_shift
-#define APAR_DECLARE_POINTER(name, rows, columns) int32_t* name;
-  APAR_FOREST_TENSORS(APAR_DECLARE_POINTER)
-#undef APAR_DECLARE_POINTER
+#define APAR_DECLARE_TENSOR(name, rows, columns) Ints name;
+  APAR_FOREST_TENSORS(APAR_DECLARE_TENSOR)
+#undef APAR_DECLARE_TENSOR
 
   APAR_HOST_DEVICE int64_t context_row(int32_t slot) const { return static_cast<int64_t>(slot) * config.max_ranges; }
   APAR_HOST_DEVICE int64_t page_row(int32_t slot) const { return static_cast<int64_t>(slot) * config.max_pages; }
 };
+
+using Forest = ForestOf<int32_t*>;
 
 inline Forest forest_view(int32_t* data, const ForestConfig& config) {
   const ForestSizes sizes(config);

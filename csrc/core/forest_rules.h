@@ -1,5 +1,5 @@
 // The rules of advance: what one token, one branch or one grant means. Every implementation (CPU, CUDA) calls these and
-// differs only in how it walks over branches. docs/forest.md derives them.
+// differs only in how it walks over branches. docs/forest.md derives them. `Forest` is any ForestOf.
 #pragma once
 
 #include "core/forest_layout.h"
@@ -40,22 +40,65 @@ APAR_HOST_DEVICE inline bool may_fork(const ForestConfig& config, int32_t token,
 
 // ---- pages ----
 
-APAR_HOST_DEVICE inline int32_t pages_for(const Forest& forest, int32_t entries) {
+template <class Forest>
+APAR_HOST_DEVICE int32_t pages_for(const Forest& forest, int32_t entries) {
   return (entries + forest.config.page_size - 1) >> forest.page_shift;
 }
 
 // Pages that a stream can ever hold: the token at limit - 1 ends its branch and is never fed.
-APAR_HOST_DEVICE inline int32_t stream_pages(const Forest& forest, int32_t first_position, int32_t limit) {
+template <class Forest>
+APAR_HOST_DEVICE int32_t stream_pages(const Forest& forest, int32_t first_position, int32_t limit) {
   return pages_for(forest, limit - 1 - first_position);
 }
 
-APAR_HOST_DEVICE inline int32_t kv_slot(const Forest& forest, int32_t slot, int32_t entry) {
-  const int32_t page = forest.page_table[forest.page_row(slot) + (entry >> forest.page_shift)];
+// Where an entry lies that is in page `page`.
+template <class Forest>
+APAR_HOST_DEVICE int32_t kv_slot_in(const Forest& forest, int32_t page, int32_t entry) {
   return (page << forest.page_shift) + (entry & (forest.config.page_size - 1));
 }
 
-APAR_HOST_DEVICE inline bool needs_page(const Forest& forest, int32_t slot) {
-  return forest.length[slot] == forest.num_pages[slot] << forest.page_shift;
+// ---- a branch ----
+
+template <class Forest>
+APAR_HOST_DEVICE bool is_kept_for_parent(const Forest& forest, int32_t slot) {
+  if (!forest.config.keep_finished) return false;
+  const int32_t parent = forest.parent[slot];
+  return parent >= 0 && forest.state[parent] == kLive;
+}
+
+// The numbers of an unfinished branch that feeding and granting look at and change.
+struct Branch {
+  int32_t depth, num_children, length, first_position, limit, num_pages, kept_pages, kept_slots;
+  bool kept_for_parent;
+};
+
+template <class Forest>
+APAR_HOST_DEVICE Branch load_branch(const Forest& forest, int32_t slot) {
+  return {.depth = forest.depth[slot],
+          .num_children = forest.num_children[slot],
+          .length = forest.length[slot],
+          .first_position = forest.first_position[slot],
+          .limit = forest.limit[slot],
+          .num_pages = forest.num_pages[slot],
+          .kept_pages = forest.kept_pages[slot],
+          .kept_slots = forest.kept_slots[slot],
+          .kept_for_parent = is_kept_for_parent(forest, slot)};
+}
+
+// Whether feeding takes a page.
+template <class Forest>
+APAR_HOST_DEVICE bool needs_page(const Forest& forest, const Branch& branch) {
+  return branch.length == branch.num_pages << forest.page_shift;
+}
+
+APAR_HOST_DEVICE inline void feed(Branch& branch, bool takes_page) {
+  branch.num_pages += takes_page ? 1 : 0;
+  ++branch.length;
+}
+
+// Position of the token fed last.
+APAR_HOST_DEVICE inline int32_t last_position(const Branch& branch) {
+  return branch.first_position + branch.length - 1;
 }
 
 // ---- the banker's rule ----
@@ -81,30 +124,47 @@ APAR_HOST_DEVICE inline Amount need_of(const ForestConfig& config, int64_t own_p
   return {more + kept * own_pages, kept};
 }
 
-APAR_HOST_DEVICE inline Amount need_of(const Forest& forest, int32_t slot) {
-  return need_of(forest.config, stream_pages(forest, forest.first_position[slot], forest.limit[slot]),
-                 forest.num_pages[slot], forest.depth[slot], forest.num_children[slot]);
-}
-
-APAR_HOST_DEVICE inline bool is_kept_for_parent(const Forest& forest, int32_t slot) {
-  if (!forest.config.keep_finished) return false;
-  const int32_t parent = forest.parent[slot];
-  return parent >= 0 && forest.state[parent] == kLive;
+template <class Forest>
+APAR_HOST_DEVICE Amount need_of(const Forest& forest, const Branch& branch) {
+  return need_of(forest.config, stream_pages(forest, branch.first_position, branch.limit), branch.num_pages,
+                 branch.depth, branch.num_children);
 }
 
 // What becomes free once an unfinished branch and everything before it in the order have ended. A branch that is kept
 // for its parent gives nothing back then, and has taken the rest of its pages; its parent gives it back.
-APAR_HOST_DEVICE inline Amount returned_by(const Forest& forest, int32_t slot) {
-  const int64_t kept_pages = forest.kept_pages[slot], kept_slots = forest.kept_slots[slot];
-  const int64_t held = forest.num_pages[slot];
-  if (!is_kept_for_parent(forest, slot)) return {kept_pages + held, kept_slots + 1};
-  const int64_t own = stream_pages(forest, forest.first_position[slot], forest.limit[slot]);
+template <class Forest>
+APAR_HOST_DEVICE Amount returned_by(const Forest& forest, const Branch& branch) {
+  const int64_t kept_pages = branch.kept_pages, kept_slots = branch.kept_slots, held = branch.num_pages;
+  if (!branch.kept_for_parent) return {kept_pages + held, kept_slots + 1};
+  const int64_t own = stream_pages(forest, branch.first_position, branch.limit);
   return {kept_pages + held - own, kept_slots};
 }
 
 // What a parent gives back for a child that is unfinished and will be kept for it.
-APAR_HOST_DEVICE inline Amount kept_by_parent(const Forest& forest, int32_t child) {
-  return {stream_pages(forest, forest.first_position[child], forest.limit[child]), 1};
+template <class Forest>
+APAR_HOST_DEVICE Amount kept_by_parent(const Forest& forest, int32_t first_position, int32_t limit) {
+  return {stream_pages(forest, first_position, limit), 1};
+}
+
+// The child that a parent opens when its fork token has been fed.
+template <class Forest>
+APAR_HOST_DEVICE Branch open_child(const Forest& forest, Branch& parent) {
+  const Branch child = {.depth = parent.depth + 1,
+                        .num_children = 0,
+                        .length = 0,
+                        .first_position = last_position(parent) + 1,
+                        .limit = parent.limit,
+                        .num_pages = 0,
+                        .kept_pages = 0,
+                        .kept_slots = 0,
+                        .kept_for_parent = forest.config.keep_finished != 0};
+  ++parent.num_children;
+  if (child.kept_for_parent) {
+    const Amount kept = kept_by_parent(forest, child.first_position, child.limit);
+    parent.kept_pages += static_cast<int32_t>(kept.pages);
+    parent.kept_slots += static_cast<int32_t>(kept.slots);
+  }
+  return child;
 }
 
 // Decides about one kind of resource while branches are met in reading order. Taking n from the pool for the branch at

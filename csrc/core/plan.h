@@ -1,21 +1,27 @@
 // The attention plan of one step, made once and used by every layer.
 //
 // Rows are grouped, in the order given, into *tiles*: runs of neighbouring rows that read the same streams. A tile's
-// *walk* lists each (stream, occurrence) that its rows read once, in order of first appearance, and under each walk
-// entry its *readers*: the rows that read it and which entries they see. A kernel walks a tile's streams once and loads
-// each KV page once for all readers.
+// *walk* lists the streams that its rows read, and under each walk entry its *readers*: the rows that read it and which
+// entries they see. A kernel walks a tile's streams once and loads each KV page once for all readers.
 //
-// A row joins the open tile if its ranges meet the walk in the walk's order (new streams go to the walk's end) and it
-// shares at least one stream with the tile; otherwise it opens the next tile. So every row's own order of ranges is
-// kept, which is what makes its result independent of the tile that it landed in. A row without entries joins any tile.
+// Each row is compared with one other alone, the last one before it that reads anything (match_stream): its ranges are
+// paired off, in order, with ranges of that row over the same streams, and from the first one that has no partner on
+// they stand alone. A row whose very first range stands alone opens a tile; so does one that would make its tile too
+// large. Partners in the same tile share a walk entry; a range that stands alone gets one of its own, at the end of the
+// walk. So every row meets its ranges in its own order, which is what makes its result independent of the tile that it
+// landed in, and the whole plan follows from comparisons of neighbours, which a device makes all at once. In the
+// reading order of a forest this shares all that can be shared. A row without entries joins any tile.
 //
 // Everything lies in one int32 buffer, the schedule, whose size is a function of the number of rows and ranges alone:
 //   header | tile_row [R + 1] | tile_walk [R + 1] | walk_stream [N] | walk_reader [N + 1] | readers [N] x (row, begin,
 //   end) | scratch
+// What stands in the scratch and behind the used parts of the sections means nothing.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
+
+#include "core/macros.h"
 
 namespace apar {
 
@@ -63,42 +69,26 @@ struct PlanReader {
   int32_t end;
 };
 
-// Where the sections of a schedule lie. `Int` is int32_t for the writer and const int32_t for readers.
+// Where the sections of a schedule lie.
 struct PlanLayout {
-  int64_t tile_row, tile_walk, walk_stream, walk_reader, readers, walk_occurrence, walk_seen, walk_uses, range_walk,
-      table, size;
+  int64_t tile_row, tile_walk, walk_stream, walk_reader, readers, scratch, size;
 };
 
-// Slots of the planner's hash table: a power of two, at most half of them used; never more than 4 N + 4.
-inline int64_t plan_table_slots(int64_t num_ranges) {
-  int64_t slots = 4;
-  while (slots < 2 * num_ranges) slots *= 2;
-  return slots;
-}
+constexpr int64_t kPlanScratch = 7;  // numbers per range, of which the CPU needs one
 
-inline PlanLayout plan_layout(int64_t num_rows, int64_t num_ranges) {
+APAR_HOST_DEVICE inline PlanLayout plan_layout(int64_t num_rows, int64_t num_ranges) {
   PlanLayout layout{};
-  int64_t offset = sizeof(PlanHeader) / sizeof(int32_t);
-  const auto take = [&offset](int64_t count) {
-    const int64_t start = offset;
-    offset += count;
-    return start;
-  };
-  layout.tile_row = take(num_rows + 1);
-  layout.tile_walk = take(num_rows + 1);
-  layout.walk_stream = take(num_ranges);
-  layout.walk_reader = take(num_ranges + 1);
-  layout.readers = take(3 * num_ranges);
-  layout.walk_occurrence = take(num_ranges);
-  layout.walk_seen = take(num_ranges);
-  layout.walk_uses = take(num_ranges);
-  layout.range_walk = take(num_ranges);
-  layout.table = take(4 * num_ranges + 4);
-  layout.size = offset;
+  layout.tile_row = sizeof(PlanHeader) / sizeof(int32_t);
+  layout.tile_walk = layout.tile_row + num_rows + 1;
+  layout.walk_stream = layout.tile_walk + num_rows + 1;
+  layout.walk_reader = layout.walk_stream + num_ranges;
+  layout.readers = layout.walk_reader + num_ranges + 1;
+  layout.scratch = layout.readers + 3 * num_ranges;
+  layout.size = layout.scratch + kPlanScratch * num_ranges;
   return layout;
 }
 
-// Length of the schedule of at most num_rows rows and num_ranges ranges: 2 R + 13 N + 23. It grows with both, so a
+// Length of the schedule of at most num_rows rows and num_ranges ranges: 2 R + 12 N + 19. It grows with both, so a
 // buffer for the largest step serves every step.
 inline int64_t schedule_size(int64_t num_rows, int64_t num_ranges) { return plan_layout(num_rows, num_ranges).size; }
 
@@ -121,43 +111,23 @@ struct PlanView {
   const PlanReader* readers;   // [num_readers], rows ascending within a walk entry, begin < end
 };
 
-namespace plan_detail {
-
-// Finds the walk entry of (stream, occurrence) within the open tile. Slots hold walk indices + 1; indices before the
-// open tile's first entry are stale and count as empty, so that the table needs no clearing between tiles.
-class WalkTable {
- public:
-  WalkTable(int32_t* slots, int64_t count, int32_t* walk_stream, int32_t* walk_occurrence)
-      : slots_(slots), mask_(static_cast<uint32_t>(count - 1)), stream_(walk_stream), occurrence_(walk_occurrence) {
-    std::memset(slots, 0, static_cast<size_t>(count) * sizeof(int32_t));
+// Pairs the next range of a row, over `stream`, with one of the row before: the first over the same stream from
+// `cursor` on. stream_of(i) is the stream of range i, -1 where it is empty; `end` ends the row before. Returns the
+// partner, or -1: this range and all behind it stand alone. `cursor` is to be that row's first range at first, and is
+// moved on.
+template <class StreamOf>
+APAR_HOST_DEVICE int32_t match_stream(const StreamOf& stream_of, int32_t stream, int32_t& cursor, int32_t end) {
+  for (; cursor < end; ++cursor) {
+    if (stream_of(cursor) == stream) return cursor++;
   }
+  return -1;
+}
 
-  // The walk entry, or -1; `slot` is where it is or belongs.
-  int32_t find(int32_t stream, int32_t occurrence, int32_t tile_begin, uint32_t& slot) const {
-    slot = (static_cast<uint32_t>(stream) * 0x9e3779b1u + static_cast<uint32_t>(occurrence) * 0x85ebca6bu);
-    slot = (slot ^ (slot >> 15)) & mask_;
-    while (slots_[slot] > tile_begin) {
-      const int32_t walk = slots_[slot] - 1;
-      if (stream_[walk] == stream && occurrence_[walk] == occurrence) return walk;
-      slot = (slot + 1) & mask_;
-    }
-    return -1;
-  }
-
-  void insert(uint32_t slot, int32_t walk, int32_t stream, int32_t occurrence) {
-    stream_[walk] = stream;
-    occurrence_[walk] = occurrence;
-    slots_[slot] = walk + 1;
-  }
-
- private:
-  int32_t* slots_;
-  uint32_t mask_;
-  int32_t* stream_;
-  int32_t* occurrence_;
-};
-
-}  // namespace plan_detail
+// Most rows of a tile.
+APAR_HOST_DEVICE inline int32_t most_tile_rows(int32_t group_size) {
+  const int32_t rows = static_cast<int32_t>(kMaxPackedRows) / group_size;
+  return rows > 1 ? rows : 1;
+}
 
 // Writes the plan of ranges that are known to be valid (check_plan_input). Cost O(R + row_indptr[R]); allocates
 // nothing.
@@ -165,78 +135,47 @@ inline void write_plan(const PlanInput& input, int32_t* schedule) {
   const PlanLayout layout = plan_layout(input.num_rows, input.num_ranges);
   int32_t* tile_row = schedule + layout.tile_row;
   int32_t* tile_walk = schedule + layout.tile_walk;
+  int32_t* walk_stream = schedule + layout.walk_stream;
   int32_t* walk_reader = schedule + layout.walk_reader;
-  int32_t* walk_seen =
-      schedule + layout.walk_seen;  // in entries of occurrence 0: the last pass that met the stream ...
-  int32_t* walk_uses = schedule + layout.walk_uses;  // ... and how often it did
-  int32_t* range_walk = schedule + layout.range_walk;
+  int32_t* range_walk = schedule + layout.scratch;  // walk entry of each range, -1 where it is empty
   PlanReader* readers = reinterpret_cast<PlanReader*>(schedule + layout.readers);
-  const int32_t used_ranges = input.num_rows > 0 ? input.row_indptr[input.num_rows] : 0;
-  plan_detail::WalkTable table(schedule + layout.table, plan_table_slots(used_ranges), schedule + layout.walk_stream,
-                               schedule + layout.walk_occurrence);
-  const int64_t most_rows = kMaxPackedRows / input.group_size;
-  const int32_t max_tile_rows = most_rows > 1 ? static_cast<int32_t>(most_rows) : 1;
-
-  int32_t num_tiles = 0, num_walk = 0, walk_begin = 0, first_row = 0, largest_tile = 0;
-  uint32_t slot = 0;
-  // The walk entry that the row's next use of `stream` means, or -1; `pass` numbers the passes over rows from 1.
-  const auto find = [&](int32_t stream, int32_t pass, int32_t& occurrence) {
-    occurrence = 0;
-    const int32_t first = table.find(stream, 0, walk_begin, slot);
-    if (first < 0) return -1;
-    if (walk_seen[first] != pass) {
-      walk_seen[first] = pass;
-      walk_uses[first] = 0;
-    }
-    occurrence = walk_uses[first]++;
-    return occurrence == 0 ? first : table.find(stream, occurrence, walk_begin, slot);
+  const int32_t max_tile_rows = most_tile_rows(input.group_size);
+  const auto stream_of = [&](int32_t i) {
+    return input.range_begin[i] < input.range_end[i] ? input.range_stream[i] : -1;
   };
+
+  int32_t num_tiles = 0, num_walk = 0, first_row = 0, largest_tile = 0;
+  int32_t before = -1;  // the last row that read anything
   const auto close_tile = [&](int32_t row) {
     if (row - first_row > largest_tile) largest_tile = row - first_row;
     first_row = row;
-    walk_begin = num_walk;
     tile_row[++num_tiles] = row;
     tile_walk[num_tiles] = num_walk;
   };
-
   tile_row[0] = 0;
   tile_walk[0] = 0;
   for (int32_t row = 0; row < input.num_rows; ++row) {
-    const int32_t begin = input.row_indptr[row], end = input.row_indptr[row + 1];
-    int32_t occurrence = 0;
-    bool fits = row - first_row < max_tile_rows;
-    if (fits && num_walk > walk_begin) {
-      bool shares = false, reads = false, appends = false;
-      int32_t last = -1;
-      for (int32_t i = begin; i < end && fits; ++i) {
-        if (input.range_begin[i] >= input.range_end[i]) continue;
-        reads = true;
-        const int32_t walk = find(input.range_stream[i], 2 * row + 1, occurrence);
-        if (walk < 0) {
-          appends = true;
-        } else {
-          fits = !appends && walk > last;
-          shares = true;
-          last = walk;
-        }
+    int32_t cursor = before >= 0 ? input.row_indptr[before] : 0;
+    const int32_t cursor_end = before >= 0 ? input.row_indptr[before + 1] : 0;
+    if (row - first_row == max_tile_rows) close_tile(row);
+    bool reads = false;
+    for (int32_t i = input.row_indptr[row]; i < input.row_indptr[row + 1]; ++i) {
+      const int32_t stream = stream_of(i);
+      range_walk[i] = -1;
+      if (stream < 0) continue;
+      const int32_t partner = match_stream(stream_of, stream, cursor, cursor_end);
+      if (!reads && partner < 0 && before >= 0 && row > first_row) close_tile(row);
+      reads = true;
+      if (partner >= 0 && before >= first_row) {
+        range_walk[i] = range_walk[partner];
+      } else {
+        walk_stream[num_walk] = stream;
+        walk_reader[num_walk + 1] = 0;
+        range_walk[i] = num_walk++;
       }
-      fits = fits && (shares || !reads);
+      ++walk_reader[range_walk[i] + 1];
     }
-    if (!fits) close_tile(row);
-    for (int32_t i = begin; i < end; ++i) {
-      if (input.range_begin[i] >= input.range_end[i]) continue;
-      const int32_t stream = input.range_stream[i];
-      int32_t walk = find(stream, 2 * row + 2, occurrence);
-      if (walk < 0) {
-        walk = num_walk++;
-        table.insert(slot, walk, stream, occurrence);
-        walk_seen[walk] = 2 * row + 2;
-        walk_uses[walk] = 1;
-        walk_reader[walk + 1] = 0;
-      }
-      range_walk[i] = walk;
-      ++walk_reader[walk + 1];
-    }
+    if (reads) before = row;
   }
   if (input.num_rows > 0) close_tile(static_cast<int32_t>(input.num_rows));
 
@@ -247,7 +186,7 @@ inline void write_plan(const PlanInput& input, int32_t* schedule) {
   for (int32_t walk = num_walk; walk > 0; --walk) walk_reader[walk] = walk_reader[walk - 1];
   for (int32_t row = 0; row < input.num_rows; ++row) {
     for (int32_t i = input.row_indptr[row]; i < input.row_indptr[row + 1]; ++i) {
-      if (input.range_begin[i] >= input.range_end[i]) continue;
+      if (range_walk[i] < 0) continue;
       readers[walk_reader[range_walk[i] + 1]++] = {row, input.range_begin[i], input.range_end[i]};
     }
   }

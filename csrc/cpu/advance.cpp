@@ -56,8 +56,12 @@ void free_slot(const Forest& forest, int32_t slot) {
 // Notes the longest prefix of every stream that an unfinished branch reads from its context, and who reads it last.
 void find_readers(const Forest& forest) {
   const ForestHeader& header = *forest.header;
-  for (int32_t i = 0; i < header.num_order; ++i) forest.read_end[forest.order[i]] = 0;
-  for (int32_t i = 0; i < header.num_shared; ++i) forest.read_end[forest.shared[i]] = 0;
+  const auto forget = [&](int32_t slot) {
+    forest.read_end[slot] = 0;
+    forest.last_reader[slot] = -1;
+  };
+  for (int32_t i = 0; i < header.num_order; ++i) forget(forest.order[i]);
+  for (int32_t i = 0; i < header.num_shared; ++i) forget(forest.shared[i]);
   for (int32_t i = 0; i < header.num_order; ++i) {
     const int32_t slot = forest.order[i];
     if (forest.state[slot] != kLive) continue;
@@ -74,50 +78,48 @@ void find_readers(const Forest& forest) {
 
 // ---- phase 3 and 4: grants and rows ----
 
-void open_child(const Forest& forest, int32_t child, int32_t parent) {
-  ForestHeader& header = *forest.header;
-  const int32_t position = forest.first_position[parent] + forest.length[parent];
-  int32_t* event = forest.opened + int64_t{header.num_opened++} * kOpenedColumns;
-  event[0] = child;
-  event[1] = header.next_branch_id;
-  event[2] = forest.branch_id[parent];
-  event[3] = forest.request[parent];
-  event[4] = position - 1;
-  event[5] = forest.num_children[parent];
+// What feeding and forking change.
+void store_branch(const Forest& forest, int32_t slot, const Branch& branch) {
+  forest.num_children[slot] = branch.num_children;
+  forest.length[slot] = branch.length;
+  forest.num_pages[slot] = branch.num_pages;
+  forest.kept_pages[slot] = branch.kept_pages;
+  forest.kept_slots[slot] = branch.kept_slots;
+}
 
-  forest.state[child] = kLive;
-  forest.parent[child] = parent;
-  forest.branch_id[child] = header.next_branch_id++;
-  forest.request[child] = forest.request[parent];
-  forest.depth[child] = forest.depth[parent] + 1;
-  forest.num_children[child] = 0;
-  forest.length[child] = 0;
-  forest.first_position[child] = position;
-  forest.limit[child] = forest.limit[parent];
-  forest.last_token[child] = forest.config.child_token;
-  forest.fork_pending[child] = 0;
-  forest.has_row[child] = 0;
-  forest.num_pages[child] = 0;
-  forest.kept_pages[child] = 0;
-  forest.kept_slots[child] = 0;
-  const int32_t contexts = forest.num_context[parent];
-  const int64_t from = forest.context_row(parent), to = forest.context_row(child);
+// Writes a child that has just been opened, and the event.
+void add_child(const Forest& forest, int32_t slot, const Branch& child, int32_t parent_slot, const Branch& parent) {
+  ForestHeader& header = *forest.header;
+  int32_t* event = forest.opened + int64_t{header.num_opened++} * kOpenedColumns;
+  event[0] = slot;
+  event[1] = header.next_branch_id;
+  event[2] = forest.branch_id[parent_slot];
+  event[3] = forest.request[parent_slot];
+  event[4] = last_position(parent);
+  event[5] = parent.num_children - 1;
+
+  forest.state[slot] = kLive;
+  forest.parent[slot] = parent_slot;
+  forest.branch_id[slot] = header.next_branch_id++;
+  forest.request[slot] = forest.request[parent_slot];
+  forest.depth[slot] = child.depth;
+  forest.first_position[slot] = child.first_position;
+  forest.limit[slot] = child.limit;
+  forest.last_token[slot] = forest.config.child_token;
+  forest.fork_pending[slot] = 0;
+  forest.has_row[slot] = 0;
+  const int32_t contexts = forest.num_context[parent_slot];
+  const int64_t from = forest.context_row(parent_slot), to = forest.context_row(slot);
   for (int32_t i = 0; i < contexts; ++i) {
     forest.context_stream[to + i] = forest.context_stream[from + i];
     forest.context_begin[to + i] = forest.context_begin[from + i];
     forest.context_end[to + i] = forest.context_end[from + i];
   }
-  forest.context_stream[to + contexts] = parent;
+  forest.context_stream[to + contexts] = parent_slot;
   forest.context_begin[to + contexts] = 0;
-  forest.context_end[to + contexts] = forest.length[parent];
-  forest.num_context[child] = contexts + 1;
-  ++forest.num_children[parent];
+  forest.context_end[to + contexts] = parent.length;
+  forest.num_context[slot] = contexts + 1;
   ++header.num_live;
-  if (is_kept_for_parent(forest, child)) {
-    const Amount kept = kept_by_parent(forest, child);
-    forest.kept_pages[parent] += static_cast<int32_t>(kept.pages);
-    forest.kept_slots[parent] += static_cast<int32_t>(kept.slots);
-  }
 }
 
 // One pass over the branches in reading order that decides who is fed in the next step.
@@ -167,58 +169,62 @@ class Scheduler {
   }
 
   void visit(int32_t slot) {
+    Branch branch = load_branch(forest_, slot);
     if (forest_.has_row[slot]) {
       --pending_rows_;
       --pending_in_request_;
     } else if (has_place(0)) {
-      feed(slot);
+      feed_or_wait(slot, branch);
     }
-    ++rank_;
-    if (forest_.has_row[slot]) write_row(slot);
-    pass(slot);
+    go_past(slot, branch);
   }
 
   // Feeds last_token, if the bank allows; with a pending fork that opens the child.
-  void feed(int32_t slot) {
-    const bool page = needs_page(forest_, slot), fork = forest_.fork_pending[slot] != 0;
+  void feed_or_wait(int32_t slot, Branch& branch) {
+    const bool page = needs_page(forest_, branch), fork = forest_.fork_pending[slot] != 0;
     if ((page && !pages_.may_take(1)) || (fork && !slots_.may_take(1))) return;
-    grant_row(slot, page);
-    if (!fork) return;
-    slots_.take(1);
-    const int32_t child = take_slot(forest_);
-    open_child(forest_, child, slot);
-    forest_.fork_pending[slot] = 0;
-    forest_.next_order[num_order_++] = child;
-    if (has_place(1) && pages_.may_take(1)) grant_row(child, true);
-    ++rank_;
-    if (forest_.has_row[child]) write_row(child);
-    pass(child);
+    grant_row(slot, branch, page);
+    if (fork) {
+      slots_.take(1);
+      const int32_t child_slot = take_slot(forest_);
+      Branch child = open_child(forest_, branch);
+      add_child(forest_, child_slot, child, slot, branch);
+      forest_.fork_pending[slot] = 0;
+      forest_.next_order[num_order_++] = child_slot;
+      if (has_place(1) && pages_.may_take(1)) grant_row(child_slot, child, true);
+      store_branch(forest_, child_slot, child);
+      go_past(child_slot, child);
+    }
+    store_branch(forest_, slot, branch);
   }
 
-  void grant_row(int32_t slot, bool page) {
+  void grant_row(int32_t slot, Branch& branch, bool page) {
     if (page) {
       pages_.take(1);
-      add_page(forest_, slot);
+      forest_.page_table[forest_.page_row(slot) + branch.num_pages] = take_page(forest_);
     }
-    ++forest_.length[slot];
+    feed(branch, page);
     forest_.has_row[slot] = 1;
   }
 
-  void pass(int32_t slot) {
-    const Amount need = need_of(forest_, slot), gives = returned_by(forest_, slot);
+  void go_past(int32_t slot, const Branch& branch) {
+    ++rank_;
+    if (forest_.has_row[slot]) write_row(slot, branch);
+    const Amount need = need_of(forest_, branch), gives = returned_by(forest_, branch);
     pages_.pass(need.pages, gives.pages);
     slots_.pass(need.slots, gives.slots);
   }
 
-  void write_row(int32_t slot) {
-    const int32_t row = header_.num_rows++, length = forest_.length[slot], token = forest_.last_token[slot];
-    const int32_t position = forest_.first_position[slot] + length - 1, limit = forest_.limit[slot];
+  void write_row(int32_t slot, const Branch& branch) {
+    const int32_t row = header_.num_rows++, entry = branch.length - 1, token = forest_.last_token[slot];
+    const int32_t position = last_position(branch);
     forest_.row_slot[row] = slot;
     forest_.row_token[row] = token;
     forest_.row_position[row] = position;
-    forest_.row_kv_slot[row] = kv_slot(forest_, slot, length - 1);
+    const int32_t page = forest_.page_table[forest_.page_row(slot) + (entry >> forest_.page_shift)];
+    forest_.row_kv_slot[row] = kv_slot_in(forest_, page, entry);
     forest_.row_may_fork[row] =
-        may_fork(forest_.config, token, forest_.depth[slot], forest_.num_children[slot], position, limit);
+        may_fork(forest_.config, token, branch.depth, branch.num_children, position, branch.limit);
     int32_t range = header_.num_ranges;
     forest_.row_indptr[row] = range;
     const int64_t context = forest_.context_row(slot);
@@ -229,7 +235,7 @@ class Scheduler {
     }
     forest_.range_stream[range] = slot;
     forest_.range_begin[range] = 0;
-    forest_.range_end[range] = length;
+    forest_.range_end[range] = branch.length;
     header_.num_ranges = range + 1;
   }
 
@@ -357,7 +363,7 @@ void release(const Forest& forest) {
       forest.kept_pages[reader] += forest.num_pages[slot];
       forest.kept_slots[reader] += 1;
     } else if (is_kept_for_parent(forest, slot)) {
-      const Amount amount = kept_by_parent(forest, slot);
+      const Amount amount = kept_by_parent(forest, forest.first_position[slot], forest.limit[slot]);
       forest.kept_pages[forest.parent[slot]] += static_cast<int32_t>(amount.pages);
       forest.kept_slots[forest.parent[slot]] += static_cast<int32_t>(amount.slots);
     }
@@ -381,9 +387,10 @@ void release(const Forest& forest) {
 
 int32_t take_slot(const Forest& forest) { return forest.free_slots[--forest.header->num_free_slots]; }
 
+int32_t take_page(const Forest& forest) { return forest.free_pages[--forest.header->num_free_pages]; }
+
 void add_page(const Forest& forest, int32_t slot) {
-  forest.page_table[forest.page_row(slot) + forest.num_pages[slot]++] =
-      forest.free_pages[--forest.header->num_free_pages];
+  forest.page_table[forest.page_row(slot) + forest.num_pages[slot]++] = take_page(forest);
 }
 
 Banks bank_all(const Forest& forest) {
@@ -391,7 +398,8 @@ Banks bank_all(const Forest& forest) {
   for (int32_t i = 0; i < forest.header->num_order; ++i) {
     const int32_t slot = forest.order[i];
     if (forest.state[slot] != kLive) continue;
-    const Amount need = need_of(forest, slot), gives = returned_by(forest, slot);
+    const Branch branch = load_branch(forest, slot);
+    const Amount need = need_of(forest, branch), gives = returned_by(forest, branch);
     banks.pages.pass(need.pages, gives.pages);
     banks.slots.pass(need.slots, gives.slots);
   }

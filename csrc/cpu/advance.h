@@ -32,8 +32,9 @@ struct Banks {
 };
 Banks bank_all(const Forest& forest);
 
-// The pool is a stack. Both take from its top; callers have asked the bank.
+// The pools are stacks. All take from their tops; callers have asked the bank.
 int32_t take_slot(const Forest& forest);
+int32_t take_page(const Forest& forest);
 void add_page(const Forest& forest, int32_t slot);
 
 }  // namespace apar::cpu

@@ -52,16 +52,46 @@ def test_every_row_finds_its_ranges_in_its_own_order(rows, group_size):
     assert schedule.header["max_tile_rows"] == largest
 
 
-@settings(max_examples=100, deadline=None)
-@given(rows=row_lists())
-def test_a_stream_is_walked_once_per_occurrence(rows):
-    schedule = Schedule.parse(plan_of(rows).schedule)
-    for tile in range(schedule.header["num_tiles"]):
-        walked = schedule.walk_stream[schedule.tile_walk[tile] : schedule.tile_walk[tile + 1]]
-        members = rows[schedule.tile_row[tile] : schedule.tile_row[tile + 1]]
-        for stream in set(walked):
-            most = max(sum(range_[0] == stream for range_ in without_empty(row)) for row in members)
-            assert walked.count(stream) == most
+def plan_model(rows, group_size):
+    """The rule of csrc/core/plan.h, in the plainest way: (tile_row, tile_walk, walk_stream, walk_readers)."""
+    most_rows = max(1, MOST_PACKED_ROWS // group_size)
+    tile_row, tile_walk, walk_stream, walk_readers = [0], [0], [], []
+    before = None  # (row, ranges, their walk entries) of the last row that reads anything
+    for number, row in enumerate(rows):
+        ranges, partners, cursor = without_empty(row), [], 0
+        for stream, _, _ in ranges:
+            left = [i for i in range(cursor, len(before[1])) if before[1][i][0] == stream] if before else []
+            if not left:
+                break
+            partners.append(left[0])
+            cursor = left[0] + 1
+        stranger = ranges and before and not partners
+        if number > tile_row[-1] and (number - tile_row[-1] == most_rows or stranger):
+            tile_row.append(number)
+            tile_walk.append(len(walk_stream))
+        if before and before[0] < tile_row[-1]:
+            partners = []
+        walks = [before[2][partner] for partner in partners]
+        for index, (stream, begin, end) in enumerate(ranges):
+            if index >= len(partners):
+                walks.append(len(walk_stream))
+                walk_stream.append(stream)
+                walk_readers.append([])
+            walk_readers[walks[index]].append((number, begin, end))
+        if ranges:
+            before = (number, ranges, walks)
+    if rows:
+        tile_row.append(len(rows))
+        tile_walk.append(len(walk_stream))
+    return tile_row, tile_walk, walk_stream, walk_readers
+
+
+@settings(max_examples=200, deadline=None)
+@given(rows=row_lists(max_rows=40), group_size=st.sampled_from([1, 7, 32, 71]))
+def test_follows_the_model(rows, group_size):
+    schedule = Schedule.parse(plan_of(rows, group_size=group_size).schedule)
+    expected = plan_model(rows, group_size)
+    assert (schedule.tile_row, schedule.tile_walk, schedule.walk_stream, schedule.walk_readers) == expected
 
 
 @pytest.mark.parametrize(
@@ -75,10 +105,12 @@ def test_a_stream_is_walked_once_per_occurrence(rows):
         ([[(0, 0, 9), (1, 0, 5), (2, 0, 3)], [(0, 0, 9), (1, 0, 8)], [(0, 0, 9), (3, 0, 1)]], [0, 3]),
         # two requests that share nothing
         ([[(0, 0, 9)], [(0, 0, 9), (1, 0, 2)], [(2, 0, 4)], [(2, 0, 4), (3, 0, 1)]], [0, 2, 4]),
-        # the second row reads the streams in the other order
-        ([[(0, 0, 9), (1, 0, 9)], [(1, 0, 9), (0, 0, 9)]], [0, 1, 2]),
-        # a stream that would have to be walked before one the tile already has
-        ([[(0, 0, 9), (1, 0, 9)], [(0, 0, 9), (2, 0, 9), (1, 0, 9)]], [0, 1, 2]),
+        # the second row reads the streams in the other order: stream 0 is walked twice
+        ([[(0, 0, 9), (1, 0, 9)], [(1, 0, 9), (0, 0, 9)]], [0, 2]),
+        # stream 1 would have to be walked before one the tile already has: it is walked twice
+        ([[(0, 0, 9), (1, 0, 9)], [(0, 0, 9), (2, 0, 9), (1, 0, 9)]], [0, 2]),
+        # the first stream is what counts
+        ([[(0, 0, 9), (1, 0, 9)], [(2, 0, 9), (0, 0, 9)]], [0, 1, 2]),
         # the same stream twice: the tile walks it twice, the second row uses one of them
         ([[(0, 0, 9), (0, 3, 5)], [(0, 2, 4)]], [0, 2]),
         # rows that read nothing join any tile, and anyone joins theirs
