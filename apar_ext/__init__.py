@@ -21,7 +21,9 @@ from apar_ext.forest import (
     forest_open_shared,
     forest_reset,
     forest_schedule,
+    step_plan_size,
     window_begins,
+    write_step_plans,
 )
 from apar_ext.kv import append_kv
 from apar_ext.logits import draw_numbers, greedy_tokens, mask_logits_, sample_tokens
@@ -50,6 +52,8 @@ __all__ = [
     "raise_device_error",
     "sample_tokens",
     "schedule_size",
+    "step_plan_size",
     "tree_attention",
     "window_begins",
+    "write_step_plans",
 ]

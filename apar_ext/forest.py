@@ -2,8 +2,9 @@
 
 ``docs/forest.md`` describes every tensor and every transition. ``apar.Forest`` wraps these functions; they are public
 for those who bring their own wrapper. In all of them ``forest`` is the whole tensor ``data``: ``[total_size]`` int32,
-contiguous, on the CPU, as :func:`forest_layout` cuts it and :func:`forest_reset` initialises it. All of them raise
-ValueError before anything is written where an argument is not as described.
+contiguous, as :func:`forest_layout` cuts it and :func:`forest_reset` initialises it; on the CPU, and for
+:func:`advance` also on a CUDA device. All of them raise ValueError before anything is written where an argument is not
+as described.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ __all__ = [
     "forest_open_shared",
     "forest_reset",
     "forest_schedule",
+    "step_plan_size",
     "window_begins",
+    "write_step_plans",
 ]
 
 FOREST_MAX_STOP_TOKENS: int = _C.FOREST_MAX_STOP_TOKENS
@@ -55,8 +58,18 @@ def forest_reset(forest: torch.Tensor) -> None:
     torch.ops.apar.forest_reset(forest)
 
 
-def advance(forest: torch.Tensor, sampled: torch.Tensor, *, row_limit: int | None = None) -> None:
+def advance(
+    forest: torch.Tensor,
+    sampled: torch.Tensor,
+    *,
+    row_limit: int | None = None,
+    header: torch.Tensor | None = None,
+) -> None:
     """Makes the next step from the tokens sampled in the step just run.
+
+    On a CUDA device this is one launch that waits for nothing and may be captured in a graph. What only the device can
+    see then stops the launch with a message, which the next synchronisation reports: a token below -1, fewer tokens
+    than rows, a configuration other than the header's.
 
     Args:
         forest: the forest. Written.
@@ -64,8 +77,10 @@ def advance(forest: torch.Tensor, sampled: torch.Tensor, *, row_limit: int | Non
             branch. Numbers behind num_rows are ignored.
         row_limit: most rows of the next step, at least 1; branches beyond it wait. None, or more than the forest's
             max_rows: max_rows.
+        header: where ``forest`` is on a CUDA device: its first numbers, the header, on the CPU: ``[64]`` int32, of
+            which the configuration is read.
     """
-    torch.ops.apar.advance(forest, sampled, row_limit)
+    torch.ops.apar.advance(forest, sampled, row_limit, header)
 
 
 def forest_schedule(forest: torch.Tensor) -> None:
@@ -133,6 +148,37 @@ def forest_cancel(forest: torch.Tensor, request: int) -> int:
     return int(torch.ops.apar.forest_cancel(forest, request))
 
 
+def step_plan_size(rows: int, max_ranges: int, num_kv_heads: int, group_size: int, multiprocessors: int = 0) -> int:
+    """int32 numbers that :func:`write_step_plans` takes per plan, on a CUDA device or (multiprocessors 0) the CPU."""
+    return _C.step_plan_size(rows, max_ranges, num_kv_heads, group_size, multiprocessors)
+
+
+def write_step_plans(
+    forest: torch.Tensor,
+    begins: torch.Tensor,
+    plans: torch.Tensor,
+    windows: torch.Tensor,
+    rows: int,
+    *,
+    header: torch.Tensor | None = None,
+) -> None:
+    """Plans the attention of the step at hand, padded to a number of rows: for layers that see all, and with windows.
+
+    All addresses and sizes stay from step to step, so that a CUDA graph can hold the call and the attention that
+    follows. There it is one launch (for up to 8 plans) that waits for nothing; more rows in the step than ``rows`` stop
+    it with a message. ``apar.Forest.step_plans`` makes the tensors. N is rows * (max_ranges + 1).
+
+    Args:
+        forest: the forest.
+        begins: ``[num_plans, N]`` int32, device of ``forest``. Written: ``range_begin`` as each plan sees it.
+        plans: ``[num_plans, step_plan_size(...)]`` int32, device of ``forest``. Written: the schedule of each plan.
+        windows: ``[num_plans]`` int32 on the CPU: positions that a row sees, its own included; 0: all.
+        rows: rows of the plans: num_rows to max_rows. Rows behind num_rows read nothing.
+        header: as in :func:`advance`.
+    """
+    torch.ops.apar.write_step_plans(forest, begins, plans, windows, rows, header)
+
+
 def window_begins(
     row_indptr: torch.Tensor,
     row_position: torch.Tensor,
@@ -189,8 +235,22 @@ def _(forest: torch.Tensor) -> None:
 
 
 @torch.library.register_fake("apar::advance")
-def _(forest: torch.Tensor, sampled: torch.Tensor, row_limit: int | None = None) -> None:
+def _(
+    forest: torch.Tensor, sampled: torch.Tensor, row_limit: int | None = None, header: torch.Tensor | None = None
+) -> None:
     check_same_device("advance", forest=forest, sampled=sampled)
+
+
+@torch.library.register_fake("apar::write_step_plans")
+def _(
+    forest: torch.Tensor,
+    begins: torch.Tensor,
+    plans: torch.Tensor,
+    windows: torch.Tensor,
+    rows: int,
+    header: torch.Tensor | None = None,
+) -> None:
+    check_same_device("write_step_plans", forest=forest, begins=begins, plans=plans)
 
 
 @torch.library.register_fake("apar::forest_schedule")

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/forest_layout.h"
+#include "core/step_plan.h"
 #include "cpu/forest.h"
 
 namespace py = pybind11;
@@ -59,6 +60,9 @@ void bind_forest(py::module_& m) {
         "Where the tensors of a forest lie: name -> (offset, shape); 'data' is the whole. Raises ValueError where the "
         "configuration cannot be.");
   m.def("forest_header", &header_fields, "Indices of the numbers in a forest's header by name.");
+  m.def("step_plan_size", &step_plan_size, py::arg("rows"), py::arg("max_ranges"), py::arg("num_kv_heads"),
+        py::arg("group_size"), py::arg("multiprocessors"),
+        "Numbers per plan of write_step_plans: on the CPU (multiprocessors 0) or on a device with so many.");
   m.attr("FOREST_MAX_STOP_TOKENS") = kMaxStopTokens;
 }
 

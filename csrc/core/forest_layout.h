@@ -181,6 +181,7 @@ struct ForestOf {
 };
 
 using Forest = ForestOf<int32_t*>;
+APAR_HOST_DEVICE inline int32_t* address_of(int32_t* numbers) { return numbers; }
 
 inline Forest forest_view(int32_t* data, const ForestConfig& config) {
   const ForestSizes sizes(config);

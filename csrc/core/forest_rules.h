@@ -8,10 +8,15 @@ namespace apar {
 
 // ---- tokens ----
 
-// What a sampled token does to its branch.
+// What a sampled token does to its branch; those that end it come last, as their reasons do.
 enum class Outcome : int32_t { kContinue, kFork, kStop, kLength, kCancelled };
 
 constexpr int32_t kEndBranch = -1;  // "sampled" by the host: end this branch now
+
+APAR_HOST_DEVICE inline bool ends_branch(Outcome outcome) { return outcome >= Outcome::kStop; }
+APAR_HOST_DEVICE inline EndReason end_reason(Outcome outcome) {
+  return static_cast<EndReason>(static_cast<int32_t>(outcome) - static_cast<int32_t>(Outcome::kStop));
+}
 
 APAR_HOST_DEVICE inline bool is_stop_token(const ForestConfig& config, int32_t token) {
   for (int32_t i = 0; i < config.num_stop_tokens; ++i) {
@@ -55,6 +60,14 @@ APAR_HOST_DEVICE int32_t stream_pages(const Forest& forest, int32_t first_positi
 template <class Forest>
 APAR_HOST_DEVICE int32_t kv_slot_in(const Forest& forest, int32_t page, int32_t entry) {
   return (page << forest.page_shift) + (entry & (forest.config.page_size - 1));
+}
+
+// First entry of [begin, end) of a stream that a row sees whose window has so many positions; `end` if it sees none.
+APAR_HOST_DEVICE inline int32_t window_begin(int32_t row_position, int32_t window, int32_t first_position,
+                                             int32_t begin, int32_t end) {
+  const int64_t first_visible = int64_t{row_position} - window + 1 - first_position;
+  const int64_t clipped = first_visible < end ? first_visible : end;
+  return clipped > begin ? static_cast<int32_t>(clipped) : begin;
 }
 
 // ---- a branch ----
@@ -183,5 +196,24 @@ struct Bank {
     returned += gives;
   }
 };
+
+// ---- the step ----
+
+// What the plan of the step at hand is made of.
+template <class Forest>
+APAR_HOST_DEVICE PlanInput step_plan_input(const Forest& forest, int32_t num_rows, int32_t num_ranges) {
+  return {.num_rows = num_rows,
+          .num_ranges = num_ranges,
+          .row_indptr = address_of(forest.row_indptr),
+          .range_stream = address_of(forest.range_stream),
+          .range_begin = address_of(forest.range_begin),
+          .range_end = address_of(forest.range_end),
+          .num_streams = forest.config.num_slots,
+          .max_pages = forest.config.max_pages,
+          .max_page = forest.config.num_pages - 1,
+          .num_kv_heads = forest.config.num_kv_heads,
+          .group_size = forest.config.group_size,
+          .page_size = forest.config.page_size};
+}
 
 }  // namespace apar

@@ -74,8 +74,6 @@ struct PlanLayout {
   int64_t tile_row, tile_walk, walk_stream, walk_reader, readers, scratch, size;
 };
 
-constexpr int64_t kPlanScratch = 7;  // numbers per range, of which the CPU needs one
-
 APAR_HOST_DEVICE inline PlanLayout plan_layout(int64_t num_rows, int64_t num_ranges) {
   PlanLayout layout{};
   layout.tile_row = sizeof(PlanHeader) / sizeof(int32_t);
@@ -84,11 +82,11 @@ APAR_HOST_DEVICE inline PlanLayout plan_layout(int64_t num_rows, int64_t num_ran
   layout.walk_reader = layout.walk_stream + num_ranges;
   layout.readers = layout.walk_reader + num_ranges + 1;
   layout.scratch = layout.readers + 3 * num_ranges;
-  layout.size = layout.scratch + kPlanScratch * num_ranges;
+  layout.size = layout.scratch + num_ranges;
   return layout;
 }
 
-// Length of the schedule of at most num_rows rows and num_ranges ranges: 2 R + 12 N + 19. It grows with both, so a
+// Length of the schedule of at most num_rows rows and num_ranges ranges: 2 R + 6 N + 19. It grows with both, so a
 // buffer for the largest step serves every step.
 inline int64_t schedule_size(int64_t num_rows, int64_t num_ranges) { return plan_layout(num_rows, num_ranges).size; }
 
@@ -127,6 +125,24 @@ APAR_HOST_DEVICE int32_t match_stream(const StreamOf& stream_of, int32_t stream,
 APAR_HOST_DEVICE inline int32_t most_tile_rows(int32_t group_size) {
   const int32_t rows = static_cast<int32_t>(kMaxPackedRows) / group_size;
   return rows > 1 ? rows : 1;
+}
+
+APAR_HOST_DEVICE inline PlanHeader plan_header(const PlanInput& input, int32_t num_tiles, int32_t num_walk,
+                                               int32_t num_readers, int32_t largest_tile) {
+  return {.magic = kPlanMagic,
+          .num_rows = static_cast<int32_t>(input.num_rows),
+          .num_ranges = static_cast<int32_t>(input.num_ranges),
+          .num_streams = input.num_streams,
+          .max_pages = input.max_pages,
+          .max_page = num_readers > 0 ? input.max_page : -1,
+          .num_kv_heads = input.num_kv_heads,
+          .group_size = input.group_size,
+          .page_size = input.page_size,
+          .num_tiles = num_tiles,
+          .num_walk = num_walk,
+          .num_readers = num_readers,
+          .max_tile_rows = largest_tile,
+          .reserved = {}};
 }
 
 // Writes the plan of ranges that are known to be valid (check_plan_input). Cost O(R + row_indptr[R]); allocates
@@ -191,20 +207,7 @@ inline void write_plan(const PlanInput& input, int32_t* schedule) {
     }
   }
 
-  const PlanHeader header = {.magic = kPlanMagic,
-                             .num_rows = static_cast<int32_t>(input.num_rows),
-                             .num_ranges = static_cast<int32_t>(input.num_ranges),
-                             .num_streams = input.num_streams,
-                             .max_pages = input.max_pages,
-                             .max_page = num_readers > 0 ? input.max_page : -1,
-                             .num_kv_heads = input.num_kv_heads,
-                             .group_size = input.group_size,
-                             .page_size = input.page_size,
-                             .num_tiles = num_tiles,
-                             .num_walk = num_walk,
-                             .num_readers = num_readers,
-                             .max_tile_rows = largest_tile,
-                             .reserved = {}};
+  const PlanHeader header = plan_header(input, num_tiles, num_walk, num_readers, largest_tile);
   std::memcpy(schedule, &header, sizeof(header));
 }
 

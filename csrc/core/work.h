@@ -120,7 +120,7 @@ inline WorkInput work_input_for(int64_t num_rows, int64_t num_kv_heads, int64_t 
 }
 
 // Every row may be a strand of its own, and every boundary between bins may cut one.
-inline int64_t max_work_items(int64_t num_rows, int64_t group_size, const WorkInput& input) {
+APAR_HOST_DEVICE inline int64_t max_work_items(int64_t num_rows, int64_t group_size, const WorkInput& input) {
   return num_rows * ((group_size + input.packed_rows - 1) / input.packed_rows) + input.target_items;
 }
 
@@ -128,7 +128,8 @@ inline int64_t max_work_items(int64_t num_rows, int64_t group_size, const WorkIn
 struct WorkLayout {
   int64_t bin_begin, row_begin, arrivals, items, row_ranges;
 };
-inline WorkLayout work_layout(int64_t num_rows, int64_t num_kv_heads, int64_t group_size, const WorkInput& input) {
+APAR_HOST_DEVICE inline WorkLayout work_layout(int64_t num_rows, int64_t num_kv_heads, int64_t group_size,
+                                               const WorkInput& input) {
   WorkLayout layout{};
   layout.bin_begin = sizeof(WorkHeader) / sizeof(int32_t);
   layout.row_begin = layout.bin_begin + input.target_items + 1;

@@ -16,22 +16,8 @@ void transition(const Forest& forest, const int32_t* sampled) {
     const Outcome outcome = token_outcome(forest.config, token, forest.row_may_fork[row] != 0,
                                           forest.row_position[row] + 1, forest.limit[slot]);
     if (outcome != Outcome::kCancelled) forest.last_token[slot] = token;
-    switch (outcome) {
-      case Outcome::kContinue:
-        break;
-      case Outcome::kFork:
-        forest.fork_pending[slot] = 1;
-        break;
-      case Outcome::kStop:
-        end_branch(forest, slot, kEndStop);
-        break;
-      case Outcome::kLength:
-        end_branch(forest, slot, kEndLength);
-        break;
-      case Outcome::kCancelled:
-        end_branch(forest, slot, kEndCancelled);
-        break;
-    }
+    if (outcome == Outcome::kFork) forest.fork_pending[slot] = 1;
+    if (ends_branch(outcome)) end_branch(forest, slot, end_reason(outcome));
   }
 }
 
@@ -269,28 +255,12 @@ void write_padding(const Forest& forest, int32_t old_rows, int32_t old_ranges) {
   }
 }
 
-void write_step_plan(const Forest& forest) {
-  write_plan({.num_rows = forest.header->num_rows,
-              .num_ranges = forest.header->num_ranges,
-              .row_indptr = forest.row_indptr,
-              .range_stream = forest.range_stream,
-              .range_begin = forest.range_begin,
-              .range_end = forest.range_end,
-              .num_streams = forest.config.num_slots,
-              .max_pages = forest.config.max_pages,
-              .max_page = forest.config.num_pages - 1,
-              .num_kv_heads = forest.config.num_kv_heads,
-              .group_size = forest.config.group_size,
-              .page_size = forest.config.page_size},
-             forest.plan_schedule);
-}
-
 void make_step(const Forest& forest, int32_t row_limit) {
   const int32_t old_rows = forest.header->num_rows, old_ranges = forest.header->num_ranges;
   if (forest.header->release_due) release(forest);
   Scheduler(forest, row_limit).run();
   write_padding(forest, old_rows, old_ranges);
-  write_step_plan(forest);
+  write_plan(step_plan_input(forest, forest.header->num_rows, forest.header->num_ranges), forest.plan_schedule);
 }
 
 }  // namespace

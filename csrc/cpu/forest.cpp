@@ -275,11 +275,9 @@ int32_t forest_cancel(const Forest& forest, int64_t request) {
 
 void window_begins(const WindowInput& input, int32_t* begins) {
   for (int64_t row = 0; row < input.rows; ++row) {
-    const int64_t first_visible = int64_t{input.row_position[row]} - input.window + 1;
     for (int32_t i = input.row_indptr[row]; i < input.row_indptr[row + 1]; ++i) {
-      const int64_t begin = first_visible - input.first_position[input.range_stream[i]];
-      begins[i] = static_cast<int32_t>(
-          std::clamp<int64_t>(begin, input.range_begin[i], std::max(input.range_begin[i], input.range_end[i])));
+      begins[i] = window_begin(input.row_position[row], input.window, input.first_position[input.range_stream[i]],
+                               input.range_begin[i], input.range_end[i]);
     }
   }
 }

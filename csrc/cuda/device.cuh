@@ -101,7 +101,7 @@ struct Location {
   static APAR_DEVICE Location current() { return {}; }
 };
 
-APAR_DEVICE void synchronize_block() { __syncthreads(); }
+APAR_DEVICE void synchronize_block(Location = Location::current()) { __syncthreads(); }
 // Whether the predicate holds for any thread of the block; a barrier too.
 APAR_DEVICE bool any_in_block(bool predicate) { return __syncthreads_or(predicate) != 0; }
 APAR_DEVICE void synchronize_warp(Location = Location::current()) { __syncwarp(); }
@@ -193,6 +193,7 @@ APAR_DEVICE T load_from_other_block(const T* pointer) {
 
 // Returns the old value; relaxed, whole device.
 APAR_DEVICE int atomic_add(int* pointer, int value) { return atomicAdd(pointer, value); }
+APAR_DEVICE int atomic_max(int* pointer, int value) { return atomicMax(pointer, value); }
 // What this thread has written is visible to a thread that sees a later write of this thread.
 APAR_DEVICE void fence_device() { __threadfence(); }
 

@@ -5,25 +5,19 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <optional>
 
 #include "cpu/advance.h"
 #include "ops/check.h"
+#include "ops/forest_check.h"
+#if defined(APAR_WITH_CUDA)
+#include "cuda/advance/advance.h"
+#include "ops/cuda_stream.h"
+#endif
 
 namespace apar::ops {
 namespace {
-
-void check_forest(const char* op, const Tensor& forest) {
-  const Check check(op);
-  check.dtype("forest", forest, {ScalarType::Int});
-  check.shape("forest", forest, {{"total_size"}});
-  check.contiguous("forest", forest);
-}
-
-Forest open_forest(const char* op, const Tensor& forest) {
-  check_forest(op, forest);
-  return cpu::open_forest(op, forest.mutable_data_ptr<int32_t>(), forest.numel());
-}
 
 Tensor int32_scalar(const Tensor& like, int32_t value) {
   Tensor result = torch::stable::new_empty(like, {});
@@ -31,26 +25,46 @@ Tensor int32_scalar(const Tensor& like, int32_t value) {
   return result;
 }
 
-void advance(const Tensor& forest, const Tensor& sampled, std::optional<int64_t> row_limit) {
+int32_t check_step(const Check& check, const Tensor& forest, const Tensor& sampled, std::optional<int64_t> row_limit) {
+  check.index("sampled", sampled, {{"R"}}, "forest", forest);
+  const int64_t limit = row_limit.value_or(INT32_MAX);
+  check.that(limit >= 1 && limit <= INT32_MAX, "row_limit is ", limit, ", expected 1 to ", INT32_MAX);
+  return static_cast<int32_t>(limit);
+}
+
+void advance(const Tensor& forest, const Tensor& sampled, std::optional<int64_t> row_limit, std::optional<Tensor>) {
   const Forest view = open_forest("advance", forest);
   const Check check("advance");
-  check.same_device("sampled", sampled, "forest", forest);
-  check.dtype("sampled", sampled, {ScalarType::Int});
-  check.shape("sampled", sampled, {{"R"}});
-  check.contiguous("sampled", sampled);
+  const int32_t limit = check_step(check, forest, sampled, row_limit);
   const int32_t rows = view.header->num_rows;
   check.that(sampled.numel() >= rows, "sampled has ", sampled.numel(), " tokens, expected at least num_rows = ", rows);
-  const int64_t limit = row_limit.value_or(view.config.max_rows);
-  check.that(limit >= 1 && limit <= INT32_MAX, "row_limit is ", limit, ", expected 1 to ", INT32_MAX);
   const int32_t* tokens = sampled.const_data_ptr<int32_t>();
   const int64_t bad_row = cpu::find_bad_token(view, tokens);
   check.that(bad_row < 0, "sampled[", bad_row, "] is ", bad_row < 0 ? 0 : tokens[bad_row],
              ", expected a token, or -1 to end the branch");
-  cpu::advance(view, tokens, static_cast<int32_t>(limit));
+  cpu::advance(view, tokens, limit);
 }
 
+#if defined(APAR_WITH_CUDA)
+void advance_cuda(const Tensor& forest, const Tensor& sampled, std::optional<int64_t> row_limit,
+                  std::optional<Tensor> header) {
+  const Check check("advance");
+  const Forest view = device_forest(check, forest, header);
+  const int32_t limit = check_step(check, forest, sampled, row_limit);
+  const int32_t device = forest.get_device_index();
+  Tensor scratch = torch::stable::new_empty(forest, {cuda::advance_scratch_ints(view.config, device)});
+  cuda::advance({.forest = view,
+                 .sampled = sampled.const_data_ptr<int32_t>(),
+                 .num_sampled = static_cast<int32_t>(std::min<int64_t>(sampled.numel(), INT32_MAX)),
+                 .row_limit = limit,
+                 .scratch = scratch.numel() > 0 ? scratch.mutable_data_ptr<int32_t>() : nullptr,
+                 .threads = 0},
+                device, current_cuda_stream(forest));
+}
+#endif
+
 void forest_reset(const Tensor& forest) {
-  check_forest("forest_reset", forest);
+  check_forest(Check("forest_reset"), forest);
   cpu::forest_reset(forest.mutable_data_ptr<int32_t>(), forest.numel());
 }
 
@@ -120,7 +134,7 @@ Tensor window_begins(const Tensor& row_indptr, const Tensor& row_position, const
 }  // namespace apar::ops
 
 STABLE_TORCH_LIBRARY_FRAGMENT(apar, m) {
-  m.def("advance(Tensor(a!) forest, Tensor sampled, int? row_limit=None) -> ()");
+  m.def("advance(Tensor(a!) forest, Tensor sampled, int? row_limit=None, Tensor? header=None) -> ()");
   m.def("forest_reset(Tensor(a!) forest) -> ()");
   m.def("forest_schedule(Tensor(a!) forest) -> ()");
   m.def(
@@ -146,3 +160,7 @@ STABLE_TORCH_LIBRARY_IMPL(apar, CPU, m) {
   m.impl("forest_cancel", TORCH_BOX(&apar::ops::forest_cancel));
   m.impl("window_begins", TORCH_BOX(&apar::ops::window_begins));
 }
+
+#if defined(APAR_WITH_CUDA)
+STABLE_TORCH_LIBRARY_IMPL(apar, CUDA, m) { m.impl("advance", TORCH_BOX(&apar::ops::advance_cuda)); }
+#endif

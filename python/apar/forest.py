@@ -26,7 +26,7 @@ import apar_ext
 if TYPE_CHECKING:
     from apar_ext import Plan
 
-__all__ = ["CANCEL", "END_REASONS", "Forest", "ForestConfig"]
+__all__ = ["CANCEL", "END_REASONS", "Forest", "ForestConfig", "StepPlans"]
 
 CANCEL = -1
 """As a sampled token: end this branch now."""
@@ -106,6 +106,18 @@ class ForestConfig:
         """The configuration as the header of a forest holds it."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return fields | {"num_stop_tokens": len(self.stop_tokens), "keep_finished": int(self.keep_finished)}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StepPlans:
+    """The attention plans of a forest's steps, at addresses that stay; :meth:`Forest.step_plans` makes them."""
+
+    rows: int
+    plans: dict[int, Plan]
+    """By window; 0: layers that see all."""
+    begins: torch.Tensor
+    schedules: torch.Tensor
+    windows: torch.Tensor
 
 
 class Forest:
@@ -191,6 +203,7 @@ class Forest:
         self._header = apar_ext.forest_header()
         layout = apar_ext.forest_layout(config.fields())
         del layout["data"]
+        self._host_header = data[: min(offset for offset, _ in layout.values())]
         for name, (offset, shape) in layout.items():
             size = shape[0] * (shape[1] if len(shape) > 1 else 1)
             view = self.data[offset : offset + size].view(shape)
@@ -206,6 +219,7 @@ class Forest:
         """
         copy = Forest.__new__(Forest)
         copy._bind(self.config, self.data.to(device, copy=True))
+        copy._host_header = self._host_header.clone()
         return copy
 
     def copy_(self, source: Forest, *, non_blocking: bool = False) -> None:
@@ -255,7 +269,7 @@ class Forest:
 
         row_limit: most rows of the next step, at least 1; branches beyond it wait. None: max_rows.
         """
-        apar_ext.advance(self.data, sampled, row_limit=row_limit)
+        apar_ext.advance(self.data, sampled, row_limit=row_limit, header=self._host_header)
 
     def schedule(self) -> None:
         """Makes the next step after admitting or cancelling; rows that are not sampled yet stay in it."""
@@ -289,6 +303,44 @@ class Forest:
                 self.config.page_size,
             )
         return self._plan
+
+    def step_plans(self, rows: int, windows: Sequence[int] = ()) -> StepPlans:
+        """Room for the plans of steps of at most ``rows`` rows, at addresses that stay: for a captured graph.
+
+        Args:
+            rows: rows of the plans, at most max_rows; a step with fewer is padded with rows that read nothing.
+            windows: the sliding windows of the model's layers, besides layers that see all.
+        """
+        config = self.config
+        multiprocessors = 0
+        if self.data.is_cuda:
+            multiprocessors = torch.cuda.get_device_properties(self.data.device).multi_processor_count
+        sizes = (config.max_ranges, config.num_kv_heads, config.group_size)
+        size = apar_ext.step_plan_size(rows, *sizes, multiprocessors)
+        ranges, all_windows = rows * (config.max_ranges + 1), (0, *dict.fromkeys(windows))
+        begins = self.data.new_zeros(len(all_windows), ranges)
+        schedules = self.data.new_zeros(len(all_windows), size)
+        plans = {
+            window: apar_ext.Plan(
+                self.page_table,
+                self.row_indptr[: rows + 1],
+                self.range_stream[:ranges],
+                begins[i],
+                self.range_end[:ranges],
+                schedules[i],
+                num_kv_heads=config.num_kv_heads,
+                group_size=config.group_size,
+                page_size=config.page_size,
+                max_page=config.num_pages - 1,
+            )
+            for i, window in enumerate(all_windows)
+        }
+        return StepPlans(rows, plans, begins, schedules, torch.tensor(all_windows, dtype=torch.int32))
+
+    def write_plans(self, plans: StepPlans) -> None:
+        """Writes the plans of the step at hand, which has at most ``plans.rows`` rows; waits for nothing."""
+        tensors = (plans.begins, plans.schedules, plans.windows)
+        apar_ext.write_step_plans(self.data, *tensors, plans.rows, header=self._host_header)
 
     def window_ranges(self, window: int) -> torch.Tensor:
         """``range_begin`` of the step at hand, ``[num_ranges]``, for layers that see ``window`` positions."""

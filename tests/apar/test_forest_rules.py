@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from apar.forest import CANCEL, END_REASONS, Forest, ForestConfig
 
 import apar_ext
+from tests.apar_ext.plans import Schedule
 
 FORK, CHILD, STOP = 7, 8, 2
 
@@ -378,3 +380,32 @@ def test_a_forest_on_another_device_has_the_same_layout():
     forest = make_forest().to("meta")
     assert forest.data.device.type == forest.row_token.device.type == "meta"
     assert forest.page_table.shape == make_forest().page_table.shape
+
+
+@pytest.mark.parametrize("rows", [3, 5, 8])
+def test_step_plans_are_those_of_padded_rows(rows):
+    forest = make_forest(max_rows=8)
+    plans = forest.step_plans(rows, windows=(3, 100))
+    address = plans.schedules.data_ptr()
+    for token in (FORK, 10, 11):
+        advance(forest, *[token] * forest.num_rows)
+        forest.write_plans(plans)
+        for window, plan in plans.plans.items():
+            begins = forest.range_begin.clone()
+            if window:
+                begins[: forest.num_ranges] = forest.window_ranges(window)
+            assert torch.equal(plan.range_begin, begins[: len(plan.range_begin)])
+            sizes = dict(num_kv_heads=1, group_size=1, page_size=8)
+            ranges = (plan.row_indptr, plan.range_stream, plan.range_begin, plan.range_end)
+            expected = Schedule.parse(apar_ext.make_plan(forest.page_table, *ranges, **sizes).schedule)
+            found = Schedule.parse(plan.schedule)
+            found.header["max_page"] = expected.header["max_page"]
+            assert found == expected
+            assert found.header["num_rows"] == rows
+    assert plans.schedules.data_ptr() == address
+    with pytest.raises(ValueError, match="write_step_plans: rows is 1, expected at least num_rows = 2"):
+        forest.write_plans(forest.step_plans(1))
+    with pytest.raises(ValueError, match="rows is 9, expected 1 to max_rows = 8"):
+        forest.write_plans(dataclasses.replace(plans, rows=9))
+    with pytest.raises(ValueError, match="begins has shape"):
+        forest.write_plans(dataclasses.replace(plans, rows=4))

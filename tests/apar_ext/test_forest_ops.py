@@ -47,6 +47,11 @@ def window_arguments(forest: Forest) -> tuple:
     )
 
 
+def step_plan_arguments(forest: Forest) -> tuple:
+    plans = forest.step_plans(4, windows=(3,))
+    return forest.data, plans.begins, plans.schedules, plans.windows, plans.rows
+
+
 def operator_calls() -> list[tuple]:
     """(operator, arguments) of every operator, each with a forest of its own."""
     ops = torch.ops.apar
@@ -67,6 +72,7 @@ def operator_calls() -> list[tuple]:
         (ops.forest_join.default, (joining.data, 0, tokens(child))),
         (ops.forest_cancel.default, (make_forest().data, 0)),
         (ops.window_begins.default, window_arguments(make_forest())),
+        (ops.write_step_plans.default, step_plan_arguments(make_forest())),
     ]
 
 

@@ -170,6 +170,9 @@ void store_global(T* pointer, T value, const Location& where = Location::current
 inline int atomic_add(int* pointer, int value, const Location& where = Location::current()) {
   return machine().atomic_add(pointer, value, where);
 }
+inline int atomic_max(int* pointer, int value, const Location& where = Location::current()) {
+  return machine().atomic_max(pointer, value, where);
+}
 inline void fence_device(const Location& where = Location::current()) { machine().fence(where); }
 
 // ---- asynchronous copies

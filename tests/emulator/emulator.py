@@ -119,10 +119,11 @@ def library() -> ctypes.CDLL:
     loaded = ctypes.CDLL(str(folder / "apar_emulator.so"))
     texts = ["emulate_append_kv", "emulate_mask_logits", "emulate_tree_attention", "emulate_faulty", "emulator_sites"]
     texts += ["emulate_greedy_tokens", "emulate_sample_tokens", "emulate_draw_numbers"]
-    texts.append("emulator_report")
+    texts += ["emulator_report", "emulate_advance", "emulate_make_plan"]
     for name in texts:
         getattr(loaded, name).restype = ctypes.c_char_p
-    for name in ["emulator_bytes_read", "emulator_bytes_written", "plan_ints", "work_ints", "work_items"]:
+    numbers = ["emulator_bytes_read", "emulator_bytes_written", "plan_ints", "work_ints", "work_items"]
+    for name in [*numbers, "advance_scratch_ints", "make_plan_scratch_ints"]:
         getattr(loaded, name).restype = ctypes.c_int64
     loaded.emulator_tensor.restype = ctypes.c_uint64
     loaded.tree_attention_call_bytes.restype = ctypes.c_int64

@@ -4,10 +4,13 @@
 #include <string>
 
 #include "core/append_kv.h"
+#include "core/forest_layout.h"
 #include "core/plan.h"
 #include "core/work.h"
+#include "cuda/advance/advance.h"
 #include "cuda/append_kv/append_kv.h"
 #include "cuda/choose_tokens/choose_tokens.h"
+#include "cuda/make_plan/make_plan.h"
 #include "cuda/mask_logits/mask_logits.h"
 #include "cuda/tree_attention/tree_attention.h"
 #include "faulty_kernels.h"
@@ -91,8 +94,51 @@ APAR_EXPORT const char* emulate_draw_numbers(const apar::DrawNumbersParams* para
   return guarded([&] { apar::cuda::draw_numbers(*params, 0, nullptr); });
 }
 
-// The plan and the work list of ranges in host memory; `schedule` and `work` are large enough if their sizes are given
-// by the two functions below.
+// `forest` is what a kernel knows the tensor by, `data` where it lies; `scratch` is large enough for any step.
+APAR_EXPORT int64_t advance_scratch_ints(const int32_t* data) {
+  return apar::cuda::advance_scratch_ints(reinterpret_cast<const apar::ForestHeader*>(data)->config, 0);
+}
+APAR_EXPORT const char* emulate_advance(int32_t* forest, const int32_t* data, const int32_t* sampled,
+                                        int32_t num_sampled, int32_t row_limit, int32_t* scratch, int32_t threads) {
+  return guarded([&] {
+    const apar::ForestConfig config = reinterpret_cast<const apar::ForestHeader*>(data)->config;
+    apar::cuda::advance({.forest = apar::forest_view(forest, config),
+                         .sampled = sampled,
+                         .num_sampled = num_sampled,
+                         .row_limit = row_limit,
+                         .scratch = scratch,
+                         .threads = threads},
+                        0, nullptr);
+  });
+}
+
+// `input` holds what a kernel knows the tensors by, and so do `begins`, `schedules` and `works`, one per plan.
+APAR_EXPORT int64_t make_plan_scratch_ints(const apar::PlanInput* input, const apar::WorkInput* work_input) {
+  return apar::cuda::make_plan_scratch_ints(*input, *work_input, 0);
+}
+APAR_EXPORT const char* emulate_make_plan(const apar::PlanInput* input, const int32_t* row_position,
+                                          const int32_t* first_position, const apar::WorkInput* work_input,
+                                          int32_t num_plans, const int32_t* windows, int32_t* const* begins,
+                                          int32_t* const* schedules, int32_t* const* works, int32_t* scratch,
+                                          int32_t check, int32_t threads) {
+  return guarded([&] {
+    apar::cuda::MakePlanParams params{.input = *input,
+                                      .row_position = row_position,
+                                      .first_position = first_position,
+                                      .plans = {},
+                                      .num_plans = num_plans,
+                                      .work_input = *work_input,
+                                      .rows_in_use = nullptr,
+                                      .scratch = scratch,
+                                      .check = check != 0,
+                                      .threads = threads};
+    for (int32_t i = 0; i < num_plans; ++i) params.plans[i] = {windows[i], begins[i], schedules[i], works[i]};
+    apar::cuda::make_plan(params, 0, nullptr);
+  });
+}
+
+// The plan and the work list of ranges in host memory; `schedule` and `work` are large enough if their sizes are
+// given by the two functions below.
 APAR_EXPORT int64_t plan_ints(int64_t num_rows, int64_t num_ranges) {
   return apar::schedule_size(num_rows, num_ranges);
 }

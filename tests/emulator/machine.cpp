@@ -294,7 +294,7 @@ std::pair<Tensor*, int64_t> Machine::find(const void* address, int bytes, const 
 
 // Faults if somebody stored to these bytes in this launch and the running thread has no way to know.
 void Machine::check_global_order(const Tensor& tensor, int64_t offset, int bytes, const char* verb,
-                                 const Location& where) {
+                                 const Location& where, bool atomic) {
   if (tensor.marks.empty()) {
     return;
   }
@@ -302,7 +302,8 @@ void Machine::check_global_order(const Tensor& tensor, int64_t offset, int bytes
   Block& mine = block();
   for (int64_t unit = offset; unit < offset + bytes; ++unit) {
     const Tensor::Mark& mark = tensor.marks[unit];
-    if (mark.block < 0) {
+    // Atomic operations need no order among themselves; those of other blocks are ordered by fences, not by time.
+    if (mark.block < 0 || (mark.atomic && (atomic || mark.block != mine.index))) {
       continue;
     }
     bool known = false;
@@ -359,23 +360,30 @@ void Machine::write_global(void* address, const void* value, int bytes, const Lo
   }
   check_global_order(*tensor, offset, bytes, "store", where);
   for (int64_t unit = offset; unit < offset + bytes; ++unit) {
-    tensor->marks[unit] = {block().index, self().index, block().clock};
+    tensor->marks[unit] = {block().index, self().index, block().clock, false};
   }
   std::memcpy(tensor->data + offset, value, bytes);
   tensor->bytes_written += bytes;
 }
 
-int Machine::atomic_add(int* address, int value, const Location& where) {
+template <typename Update>
+int Machine::atomic_update(int* address, const Location& where, Update&& update) {
   self().where = where;
   pause(Thread::State::kReady);  // others may come first
-  const auto [tensor, offset] = find(address, 4, "atomic addition", where);
+  const auto [tensor, offset] = find(address, 4, "atomic operation", where);
   if (!tensor->writable) {
-    throw Fault("atomic addition to " + tensor->name + ", which is an input", where);
+    throw Fault("atomic operation on " + tensor->name + ", which is an input", where);
   }
   int old;
   std::memcpy(&old, tensor->data + offset, 4);
-  const int sum = old + value;
-  std::memcpy(tensor->data + offset, &sum, 4);
+  const int updated = update(old);
+  std::memcpy(tensor->data + offset, &updated, 4);
+  if (!tensor->marks.empty()) {
+    check_global_order(*tensor, offset, 4, "atomic operation", where, true);
+    for (int64_t unit = offset; unit < offset + 4; ++unit) {
+      tensor->marks[unit] = {block().index, self().index, block().clock, true};
+    }
+  }
   auto& publications = published_[tensor->data + offset];
   Thread& me = self();
   for (const auto& publication : publications) {
@@ -387,6 +395,14 @@ int Machine::atomic_add(int* address, int value, const Location& where) {
     publications.push_back(me.fenced);
   }
   return old;
+}
+
+int Machine::atomic_add(int* address, int value, const Location& where) {
+  return atomic_update(address, where, [value](int old) { return old + value; });
+}
+
+int Machine::atomic_max(int* address, int value, const Location& where) {
+  return atomic_update(address, where, [value](int old) { return std::max(old, value); });
 }
 
 void Machine::fence(const Location& where) {

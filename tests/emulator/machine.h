@@ -40,10 +40,11 @@ struct Tensor {
   bool writable;
   int64_t bytes_read = 0;
   int64_t bytes_written = 0;
-  struct Mark {  // the last store to a byte, in this launch
+  struct Mark {  // the last store to a byte, or atomic operation on it, in this launch
     int32_t block = -1;
     int32_t thread = 0;
     uint32_t time = 0;
+    bool atomic = false;
   };
   std::vector<Mark> marks;
 };
@@ -194,6 +195,7 @@ class Machine {
   void read_global(const void* address, void* value, int bytes, bool constant, bool from_other_block, const Location&);
   void write_global(void* address, const void* value, int bytes, const Location&);
   int atomic_add(int* address, int value, const Location&);
+  int atomic_max(int* address, int value, const Location&);
   void fence(const Location&);
   void read_shared(const void* address, void* value, int bytes, const Location&);
   void write_shared(void* address, const void* value, int bytes, const Location&);
@@ -249,7 +251,10 @@ class Machine {
   bool ordered(Block& block, int earlier, uint32_t time, const Thread& later) const {
     return earlier == later.index || time < block.barrier_time || later.seen[earlier] > time;
   }
-  void check_global_order(const Tensor& tensor, int64_t offset, int bytes, const char* verb, const Location&);
+  template <typename Update>
+  int atomic_update(int* address, const Location&, Update&& update);
+  void check_global_order(const Tensor& tensor, int64_t offset, int bytes, const char* verb, const Location&,
+                          bool atomic = false);
   void mark_read(Thread&, uint32_t offset, int bytes, const Location&);
   void mark_write(Thread&, int writer, uint32_t offset, int bytes, const Location&);
   // Faults if the asynchronous proxy, on behalf of this thread, may not see the last write.
