@@ -36,6 +36,7 @@ class Kernel:
     registers: int
     stack_bytes: int
     spill_bytes: int
+    family: str = "portable"  # bulk, warpgroup: for Hopper alone
 
 
 @dataclass(frozen=True)
@@ -53,32 +54,53 @@ def find_nvcc() -> str | None:
     return shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
 
 
-def compile_report(type_name: str, head_dim: int, arch: str) -> Kernel:
-    """Compiles one instantiation file and reads what ptxas says about its kernel."""
-    source = SOURCES / "instantiations" / f"{type_name}_{head_dim}.cu"
-    with tempfile.TemporaryDirectory() as folder:
-        command = [str(find_nvcc()), "-std=c++20", "-O3", f"-I{ROOT / 'csrc'}", "--expt-relaxed-constexpr"]
-        command += ["-Xptxas", "-v", f"-gencode=arch=compute_{arch},code=sm_{arch}", "-cubin"]
-        command += [str(source), "-o", str(Path(folder) / "kernel.cubin")]
-        done = subprocess.run(command, capture_output=True, text=True)
+def compile_report(type_name: str, head_dim: int, arch: str, folder: str = "") -> list[Kernel]:
+    """Compiles one instantiation file, of those for Hopper with ``folder="hopper"``, and reads what ptxas says."""
+    with tempfile.TemporaryDirectory() as scratch:
+        report = compile_cubin(
+            SOURCES / folder / "instantiations" / f"{type_name}_{head_dim}.cu", arch, Path(scratch) / "kernel.cubin"
+        )
+    kernels = []
+    for part in report.split("Compiling entry function")[1:]:
+        family = re.search(r"(tree|bulk|warpgroup)_attention_kernel", part)
+        frame = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", part)
+        registers = re.search(r"Used (\d+) registers", part)
+        if not (family and frame and registers):
+            raise RuntimeError(f"ptxas says something else than expected: {part}")
+        spills = int(frame[2]) + int(frame[3])
+        name = family[1].replace("tree", "portable")
+        kernels.append(Kernel(type_name, head_dim, arch, int(registers[1]), int(frame[1]), spills, name))
+    return kernels
+
+
+def compile_cubin(source: Path, arch: str, target: Path) -> str:
+    """What ptxas says about the kernels of a file."""
+    command = [str(find_nvcc()), "-std=c++20", "-O3", f"-I{ROOT / 'csrc'}", "--expt-relaxed-constexpr"]
+    command += ["-Xptxas", "-v", f"-gencode=arch=compute_{arch},code=sm_{arch}", "-cubin", str(source)]
+    done = subprocess.run([*command, "-o", str(target)], capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeError(done.stderr[-3000:])
-    parts = done.stderr.split("Compiling entry function")[1:]
-    if len(parts) != 1:
-        raise RuntimeError(f"{source.name} has {len(parts)} kernels, expected 1")
-    frame = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", parts[0])
-    registers = re.search(r"Used (\d+) registers", parts[0])
-    if not (frame and registers):
-        raise RuntimeError(f"ptxas says something else than expected: {parts[0]}")
-    spills = int(frame[2]) + int(frame[3])
-    return Kernel(type_name, head_dim, arch, int(registers[1]), int(frame[1]), spills)
+    return done.stderr
 
 
 def compile_reports(types: tuple[str, ...] = TYPES, archs: tuple[str, ...] = ("80", "90a")) -> list[Kernel]:
     """All instantiations, two compilers at a time."""
     with ThreadPoolExecutor(2) as pool:
         jobs = [pool.submit(compile_report, one, dim, arch) for one in types for dim in HEAD_DIMS for arch in archs]
-        return [job.result() for job in jobs]
+        return [kernel for job in jobs for kernel in job.result()]
+
+
+def compile_hopper_reports(types: tuple[str, ...] = TYPES) -> list[Kernel]:
+    """The same of the kernels for Hopper."""
+    files = [(one, dim) for one in types for dim in HEAD_DIMS if hopper_has(one, dim)]
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(compile_report, *file, "90a", "hopper") for file in files]
+        return [kernel for job in jobs for kernel in job.result()]
+
+
+def hopper_has(type_name: str, head_dim: int) -> bool:
+    """Rows of keys and values are whole panels of the copy engine."""
+    return head_dim * (1 if "float8" in type_name else 2) % 128 == 0
 
 
 def blocks_by_registers(kernel: Kernel) -> int:
@@ -137,6 +159,18 @@ def main() -> None:
     print(table)
     if arguments.write:
         write_table(ROOT / "docs" / "kernels.md", "cuda-resources", table)
+    if arguments.arch == "90a":
+        print(hopper_table())
+
+
+def hopper_table() -> str:
+    lines = []
+    for kernel in compile_hopper_reports(("bfloat16", "bfloat16_float8")):
+        caches = "e4m3" if "float8" in kernel.type else "16-bit"
+        # Warpgroups trade registers after the launch (csrc/cuda/tree_attention/hopper/traits.h).
+        threads, registers = (384, "168, then 216 and 80") if kernel.family == "warpgroup" else (288, kernel.registers)
+        lines.append([kernel.family, kernel.head_dim, caches, threads, registers, kernel.spill_bytes])
+    return markdown(["kernel", "head_dim", "caches", "threads", "registers", "spill bytes"], lines)
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ def steps() -> list[Step]:
     sanitized = (python, "-m", "pytest", "-q", "-x", *SANITIZED_TESTS)
     return [
         Step("attention", 175, module="gpu_attention"),
+        Step("kernels", 20, module="gpu_kernels"),
         Step("advance", 25, module="gpu_advance"),
         Step("decode", 100, module="gpu_decode"),
         Step("generate", 85, module="gpu_generate"),

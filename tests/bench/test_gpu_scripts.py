@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import gpu, gpu_baselines, run_gpu, tree_rows
+import apar_ext
+from bench import gpu, gpu_baselines, gpu_kernels, run_gpu, tree_rows
 from bench.gpu_problem import WrongResult, entry_places, make_problem
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -162,6 +164,21 @@ def test_a_step_that_takes_too_long_is_ended_with_all_it_started(tmp_path):
     assert done["seconds"] < 10
     assert subprocess.run(["sleep", "3.5"]).returncode == 0
     assert not alive.exists()
+
+
+def test_families_of_kernels_are_asked_for_in_turn(problem, monkeypatch):
+    monkeypatch.setenv(gpu_kernels.VARIABLE, "best")
+    seen = []
+
+    def call(layer: int = 0) -> torch.Tensor:
+        seen.append(os.environ[gpu_kernels.VARIABLE])
+        return apar_ext.tree_attention(problem.q, *problem.layers[layer], problem.plan)
+
+    monkeypatch.setattr(problem, "call", call)
+    found = gpu_kernels.measure(gpu.Card(argparse.Namespace(dry_run=True, out=None)), problem)
+    assert os.environ[gpu_kernels.VARIABLE] == "best"
+    assert list(dict.fromkeys(seen)) == list(gpu_kernels.FAMILIES)
+    assert all(found[family]["same_bits"] and found[family]["us_cold"] > 0 for family in gpu_kernels.FAMILIES)
 
 
 def test_all_steps_fit_the_time():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -43,6 +44,30 @@ def test_the_choice_of_tokens_spills_nothing(resources, tmp_path):
     used = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report)
     assert len(used) == 7
     assert set(used) == {("0", "0", "0")}
+
+
+def test_no_spills_for_hopper(resources):
+    kernels = resources.compile_hopper_reports(("bfloat16", "bfloat16_float8"))
+    files = list((resources.SOURCES / "hopper" / "instantiations").glob("bfloat16*.cu"))
+    assert sum(kernel.family == "bulk" for kernel in kernels) == len(files)
+    assert sum(kernel.family == "warpgroup" for kernel in kernels) == 2
+    assert not [kernel for kernel in kernels if kernel.stack_bytes or kernel.spill_bytes]
+
+
+def test_hopper_instructions(resources, tmp_path):
+    """The copy engine and the warpgroups' products are in use, and nothing goes through local memory."""
+    cuobjdump = shutil.which("cuobjdump") or shutil.which("cuobjdump", path="/usr/local/cuda/bin")
+    if cuobjdump is None:
+        pytest.skip("no cuobjdump")
+    cubin = tmp_path / "kernel.cubin"
+    resources.compile_cubin(resources.SOURCES / "hopper" / "instantiations" / "bfloat16_128.cu", "90a", cubin)
+    done = subprocess.run([cuobjdump, "-sass", str(cubin)], capture_output=True, text=True, check=True)
+    listings = done.stdout.split("Function : ")[1:]
+    assert len(listings) == 2
+    for listing in listings:
+        assert "UTMALDG.2D" in listing
+        assert not re.search(r"\b(LDL|STL)\b", listing)
+        assert ("HGMMA.64x128x16.F32.BF16" in listing) == ("warpgroup_attention_kernel" in listing.split()[0])
 
 
 @pytest.mark.parametrize("head_dim", [64, 80, 96, 128])

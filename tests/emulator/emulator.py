@@ -98,8 +98,8 @@ class TreeAttentionCall(_Struct):
 
 class Counters(ctypes.Structure):
     _fields_ = _fields(
-        "q:matrix_instructions q:block_barriers q:matrix_load_passes q:matrix_load_conflicts q:copies "
-        "q:largest_shared_bytes"
+        "q:matrix_instructions q:warpgroup_products q:block_barriers q:matrix_load_passes q:matrix_load_conflicts "
+        "q:copies q:largest_shared_bytes"
     )
 
 

@@ -7,6 +7,7 @@
 
 #include "cuda/device.cuh"
 #include "cuda/launch.h"
+#include "cuda/warpgroup.cuh"
 
 namespace apar::emulator {
 namespace {
@@ -217,6 +218,64 @@ void mixed_kernel(MapParams params) {
   }
 }
 
+// A product of a warpgroup with both sides in shared memory: row r of the left is r 0 0 ..., column n of the right is
+// 1 + n % 2, 0, 0, ... Every thread leaves its four numbers of the first tile.
+enum class ProductFault { kNone, kNoFence, kNoCommit, kNoWait, kNoProxyFence, kLeftOut, kOverwritten, kOtherProducts };
+template <ProductFault kFault>
+void product_kernel(Params params) {
+  unsigned char* shared = shared_memory();
+  const int thread = thread_index();
+  for (int side = 0; side < 2; ++side) {
+    for (int i = thread; i < 64 * 16; i += kThreads) {
+      const int row = i / 16, k = i % 16;
+      const float number = k > 0 ? 0.0f : static_cast<float>(side == 0 ? row : 1 + row % 2);
+      const int place = side * 64 * kPanelBytes + row * kPanelBytes + ((k / 8 ^ row % 8) * 16) + k % 8 * 2;
+      store_shared(reinterpret_cast<uint16_t*>(shared + place), from_float<BFloat16>(number).bits);
+    }
+  }
+  if (kFault != ProductFault::kNoProxyFence) fence_async_proxy();
+  synchronize_block();
+  const uint64_t left = describe_panels(shared_address(shared), 0),
+                 right = describe_panels(shared_address(shared) + 64 * kPanelBytes, 0);
+  float c[8][4] = {};
+  if (kFault != ProductFault::kLeftOut || thread / 32 != 2) {
+    if (kFault != ProductFault::kNoFence) fence_products();
+    multiply_shared<BFloat16, true>(c, kFault == ProductFault::kOtherProducts && thread / 32 == 3 ? right : left,
+                                    right);
+    if (kFault != ProductFault::kNoCommit) commit_products();
+    if (kFault == ProductFault::kOverwritten && thread == 77) {
+      store_shared(reinterpret_cast<uint16_t*>(shared), uint16_t{0});
+    }
+    if (kFault != ProductFault::kNoWait) wait_products<0>();
+    settle(c);
+  }
+  for (int i = 0; i < 4; ++i) store_global(params.output + thread * 4 + i, static_cast<int32_t>(c[0][i]));
+}
+
+// One with the left side in registers, and the right, 16 rows of 128 columns in two panels, as it stands: its row 5 is
+// 0, 1, 2, ... and the left side picks it. Every thread leaves its four numbers of the last tile.
+void transposed_product_kernel(Params params) {
+  unsigned char* shared = shared_memory();
+  const int thread = thread_index();
+  constexpr int kPanel = 16 * kPanelBytes;
+  for (int i = thread; i < 16 * 128; i += kThreads) {
+    const int k = i / 128, column = i % 128, part = column % 64 / 8;
+    const int place = column / 64 * kPanel + k * kPanelBytes + (part ^ k % 8) * 16 + column % 8 * 2;
+    store_shared(reinterpret_cast<uint16_t*>(shared + place), from_float<BFloat16>(k == 5 ? column : 0).bits);
+  }
+  fence_async_proxy();
+  synchronize_block();
+  const uint32_t pick = thread % 4 == 2 ? pack<BFloat16>(0, 1) : 0;  // columns 4 and 5
+  const uint32_t a[4] = {pick, pick, 0, 0};
+  float c[16][4] = {};
+  fence_products();
+  multiply_transposed<BFloat16>(c, a, describe_panels(shared_address(shared), kPanel));
+  commit_products();
+  wait_products<0>();
+  settle(c);
+  for (int i = 0; i < 4; ++i) store_global(params.output + thread * 4 + i, static_cast<int32_t>(c[15][i]));
+}
+
 // Every block leaves a number; the last to arrive adds them up.
 enum class MergeFault { kNone, kNoBarrier, kNoFence, kStaleCache };
 template <MergeFault kFault>
@@ -295,6 +354,15 @@ void run_faulty(const char* name, const int32_t* input, int32_t* output, int32_t
       {"copy all", copy_all_kernel<0>},
       {"copy all, off by one", copy_all_kernel<1>},
       {"copy all, off by minus one", copy_all_kernel<-1>},
+      {"product", product_kernel<ProductFault::kNone>},
+      {"product, no fence", product_kernel<ProductFault::kNoFence>},
+      {"product, no commit", product_kernel<ProductFault::kNoCommit>},
+      {"product, no wait", product_kernel<ProductFault::kNoWait>},
+      {"product, no fence of the proxy", product_kernel<ProductFault::kNoProxyFence>},
+      {"product, left out by a warp", product_kernel<ProductFault::kLeftOut>},
+      {"product, overwritten", product_kernel<ProductFault::kOverwritten>},
+      {"product, another in one warp", product_kernel<ProductFault::kOtherProducts>},
+      {"product, transposed", transposed_product_kernel},
       {"write to input", write_input_kernel},
       {"deadlock", deadlock_kernel},
       {"diverged collective", diverged_kernel},
@@ -322,7 +390,8 @@ void run_faulty(const char* name, const int32_t* input, int32_t* output, int32_t
   const auto found = kKernels.find(name);
   if (found == kKernels.end()) throw std::invalid_argument(std::string("no kernel is called ") + name);
   const int blocks = found->first.rfind("last block", 0) == 0 ? 5 : 1;
-  launch(name, found->second, blocks, kThreads, 1024, nullptr, Params{input, output, counter});
+  const int shared_bytes = found->first.rfind("product", 0) == 0 ? 128 * kPanelBytes : 1024;
+  launch(name, found->second, blocks, kThreads, shared_bytes, nullptr, Params{input, output, counter});
 }
 
 }  // namespace apar::emulator

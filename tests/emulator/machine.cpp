@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 
 #if !defined(__x86_64__)
 #include <ucontext.h>
@@ -165,6 +166,15 @@ bool Machine::run_block_once(Block& block) {
       for (const auto& [offset, barrier] : block.barriers) {
         if (block.alive == 0 && !barrier.copies.empty()) {
           throw Fault("a block ends with bulk copies under way", barrier.copies.front().where);
+        }
+      }
+      const Warp& warp = block.warps[thread.index / 32];
+      if (!warp.accumulators.empty()) {
+        throw Fault("a thread ends with products under way", thread.where);
+      }
+      for (size_t index = 0; block.alive == 0 && index < block.warps.size() && !block.warpgroups.empty(); ++index) {
+        if (block.warps[index].num_products != block.warpgroups[index / 4].size()) {
+          throw Fault("a warp has left out products of its warpgroup", thread.where);
         }
       }
       if (block.alive > 0 && block.at_barrier == block.alive) {
@@ -549,6 +559,108 @@ void Machine::count_matrix_pass(void* const (&addresses)[8]) {
   }
   ++counters.matrix_load_passes;
   counters.matrix_load_conflicts += *std::max_element(taken, taken + 8) - 1;
+}
+
+// ---- products of warpgroups
+
+void Machine::fence_products(const Location& where) {
+  if (dropped(where)) {
+    return;
+  }
+  gather("fence_products", nullptr, where, [this](void**) { block().warps[self().index / 32].products_fenced = true; });
+}
+
+void Machine::commit_products(const Location& where) {
+  if (dropped(where)) {
+    return;
+  }
+  gather("commit_products", nullptr, where, [this](void**) {
+    Warp& warp = block().warps[self().index / 32];
+    warp.product_groups.push_back(std::move(warp.open_products));
+    warp.open_products.clear();
+  });
+}
+
+void Machine::start_product(Product&& product, uint64_t a, uint64_t b, const Location& where) {
+  Block& mine = block();
+  const int index = self().index / 32;
+  Warp& warp = mine.warps[index];
+  if (!warp.products_fenced) {
+    throw Fault("a product with no fence of its registers since products were last waited for", where);
+  }
+  if (mine.warpgroups.empty()) {
+    mine.warpgroups.resize((mine.warps.size() + 3) / 4);
+  }
+  auto& started = mine.warpgroups[index / 4];
+  const Block::StartedProduct mark{where.line(), a, b};
+  if (warp.num_products == started.size()) {
+    started.push_back(mark);
+  } else if (!(started[warp.num_products] == mark)) {
+    throw Fault("the warps of a warpgroup start different products", where);
+  }
+  ++warp.num_products;
+  for (float* values : product.accumulators) {
+    auto [entry, fresh] = warp.accumulators.try_emplace(values);
+    if (fresh) {
+      entry->second.assign(values, values + product.accumulator_floats);
+      std::fill(values, values + product.accumulator_floats, std::numeric_limits<float>::quiet_NaN());
+    }
+  }
+  warp.open_products.push_back(std::move(product));
+  ++counters.warpgroup_products;
+}
+
+void Machine::wait_products(int pending, const Location& where) {
+  if (dropped(where)) {
+    return;
+  }
+  gather("wait_products", nullptr, where, [&](void**) {
+    Warp& warp = block().warps[self().index / 32];
+    std::set<float*> under_way;
+    while (static_cast<int>(warp.product_groups.size()) > pending) {
+      for (const Product& product : warp.product_groups.front()) {
+        std::vector<float*> accumulators;
+        for (float* values : product.accumulators) {
+          accumulators.push_back(warp.accumulators.at(values).data());
+        }
+        product.run(accumulators);
+      }
+      warp.product_groups.pop_front();
+    }
+    const auto keep = [&](const std::vector<Product>& products) {
+      for (const Product& product : products) {
+        under_way.insert(product.accumulators.begin(), product.accumulators.end());
+      }
+    };
+    keep(warp.open_products);
+    for (const auto& group : warp.product_groups) {
+      keep(group);
+    }
+    for (auto entry = warp.accumulators.begin(); entry != warp.accumulators.end();) {
+      if (under_way.count(entry->first) != 0) {
+        ++entry;
+        continue;
+      }
+      std::copy(entry->second.begin(), entry->second.end(), entry->first);
+      entry = warp.accumulators.erase(entry);
+    }
+    warp.products_fenced = !under_way.empty();
+  });
+}
+
+void Machine::read_for_product(uint32_t address, void* value, bool look, bool starts, const Location& where) {
+  const auto pointer = reinterpret_cast<const void*>(kSharedTag + address);
+  const uint32_t offset = shared_offset(pointer, 2, "product", where);
+  if (look) {
+    const int first = self().index / 32 * 32;
+    mark_read(block().threads[first], offset / 16 * 16, 16, where);
+    if (starts) {
+      for (const int lane : {0, 31}) {
+        check_proxy(block().threads[first + lane], offset / 16 * 16, 16, "product over", where);
+      }
+    }
+  }
+  std::memcpy(value, block().shared.data() + offset, 2);
 }
 
 // ---- barriers

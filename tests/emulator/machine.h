@@ -51,6 +51,7 @@ struct Tensor {
 
 struct Counters {
   int64_t matrix_instructions = 0;
+  int64_t warpgroup_products = 0;  // counted by warps
   int64_t block_barriers = 0;
   // Rows of 16 bytes that matrix loads took from shared memory, by passes of eight, and the passes that bank conflicts
   // cost.
@@ -112,11 +113,23 @@ struct Thread::Publication {
   std::vector<uint32_t> seen;
 };
 
+// A matrix product of a warpgroup, one warp's part of it.
+struct Product {
+  std::vector<float*> accumulators;  // of each lane
+  int accumulator_floats = 0;
+  std::function<void(const std::vector<float*>&)> run;
+};
+
 struct Warp {
   const char* operation = nullptr;
   Location where;
   int arrived = 0;
   void* arguments[32];
+  bool products_fenced = false;
+  std::vector<Product> open_products;
+  std::deque<std::vector<Product>> product_groups;
+  std::map<float*, std::vector<float>> accumulators;  // what those under way really hold
+  size_t num_products = 0;
 };
 
 struct TransactionBarrier {
@@ -158,6 +171,12 @@ struct Block {
   std::vector<ReadMark> reads;  // [units, warps]
   std::vector<Thread> threads;
   std::vector<Warp> warps;
+  struct StartedProduct {
+    uint32_t line;
+    uint64_t a, b;
+    bool operator==(const StartedProduct&) const = default;
+  };
+  std::vector<std::vector<StartedProduct>> warpgroups;  // what the four warps of a group must all start
   int alive = 0;
   int at_barrier = 0;
   bool predicate = false, predicate_result = false;
@@ -210,6 +229,14 @@ class Machine {
   // One row of 16 bytes read for a lane of the running warp.
   void read_matrix_row(int lane, const void* address, void* value, const Location&);
   void count_matrix_pass(void* const (&addresses)[8]);
+
+  // ---- products of warpgroups
+  void fence_products(const Location&);
+  void commit_products(const Location&);
+  void wait_products(int pending, const Location&);
+  void start_product(Product&& product, uint64_t a, uint64_t b, const Location&);
+  // One 16-bit number for a product of the running warp; `look`: check and mark its 16 bytes.
+  void read_for_product(uint32_t offset, void* value, bool look, bool starts, const Location&);
 
   void copy_async(void* shared, const void* global, int bytes, bool valid, const Location&);
   void commit_copies();

@@ -10,6 +10,11 @@ from .emulator import EmulatorFault, run_faulty
 NUMBERS = torch.arange(512, dtype=torch.int32)
 REVERSED = NUMBERS[:128].flip(0)
 
+# Of the four numbers that each of 128 threads has of a tile of a warpgroup's product.
+THREADS = torch.arange(128, dtype=torch.int32)[:, None]
+ROWS = THREADS // 32 * 16 + THREADS % 32 // 4 + torch.tensor([0, 0, 8, 8], dtype=torch.int32)
+COLUMNS = THREADS % 4 * 2 + torch.tensor([0, 1, 0, 1], dtype=torch.int32)
+
 RIGHT = {
     "reverse": REVERSED,
     "reverse warp": NUMBERS[:128].view(4, 32).flip(1).flatten(),
@@ -21,6 +26,8 @@ RIGHT = {
     "last block": torch.arange(1, 6, dtype=torch.int32),
     "copy all": NUMBERS,
     "boxes": NUMBERS,
+    "product": (ROWS * (1 + COLUMNS % 2)).flatten(),
+    "product, transposed": (120 + COLUMNS).flatten(),
     "mixed": torch.cat([NUMBERS[:256:4], NUMBERS[256:288], NUMBERS[288:320].view(4, 2, 4).flip(1).flatten()]),
 }
 
@@ -52,6 +59,13 @@ FAULTS = {
     "boxes, no release": "with no barrier after the (read|write)",
     "mixed, no hold": "an asynchronous copy is still to fill|ends with asynchronous copies under way",
     "mixed, late hold": "still to fill|after all its arrivals|ends with bulk copies under way",
+    "product, no fence": "a product with no fence of its registers",
+    "product, no commit": "a thread ends with products under way",
+    "product, no wait": "a thread ends with products under way",
+    "product, no fence of the proxy": "product over shared memory .* with no fence of the asynchronous proxy",
+    "product, left out by a warp": "a warp has left out products of its warpgroup",
+    "product, overwritten": "with no barrier after the (read|write)",
+    "product, another in one warp": "the warps of a warpgroup start different products",
     "past shared memory": "at offset 4096 of shared memory, which has 1024",
 }
 

@@ -7,6 +7,7 @@
 
 #include "cuda/device.cuh"
 #include "cuda/tree_attention/arguments.cuh"
+#include "cuda/tree_attention/copies.cuh"
 #include "cuda/tree_attention/fold.cuh"
 #include "cuda/tree_attention/params.h"
 #include "cuda/tree_attention/scheduler.cuh"
@@ -25,8 +26,6 @@ struct Ring {
 template <typename Traits>
 class TreeAttention {
  public:
-  using T = typename Traits::T;
-  using Kv = typename Traits::Kv;
   using Shared = typename Traits::Shared;
 
   APAR_DEVICE explicit TreeAttention(const TreeAttentionArguments& arguments)
@@ -82,8 +81,12 @@ class TreeAttention {
   // One group of copies per step, empty or not, so that waiting can count groups.
   APAR_DEVICE void start_copies(const Block<Traits::kMaxRows>* block, int stage) {
     const int flags = load_shared(&block->flags);
-    if ((flags & kFirstOfItem) != 0 && (flags & kEndOfWork) == 0) copy_queries(block);
-    if ((flags & kHasEntries) != 0) copy_entries(block, stage, (flags & kReadByOthers) != 0);
+    if ((flags & kFirstOfItem) != 0 && (flags & kEndOfWork) == 0) {
+      copy_queries<Traits>(params_, block, queries_, thread_index(), Traits::kComputeThreads);
+    }
+    if ((flags & kHasEntries) != 0) {
+      copy_entries<Traits>(params_, block, keys_of(stage), 0, kTokens, thread_index(), Traits::kComputeThreads);
+    }
     commit_copies();
   }
 
@@ -100,55 +103,6 @@ class TreeAttention {
     return queries_ + arguments_.shared.q_rows * Traits::QueryLayout::kStrideBytes + stage * Traits::kStageBytes;
   }
   APAR_DEVICE uint32_t values_of(int stage) const { return keys_of(stage) + Traits::kHalfStageBytes; }
-
-  APAR_DEVICE void copy_entries(const Block<Traits::kMaxRows>* block, int stage, bool read_by_others) {
-    constexpr int kNumbers = 16 / sizeof(Kv), kParts = Traits::kHeadDim / kNumbers;
-    const uint64_t policy = make_cache_policy(read_by_others ? CacheHint::kEvictLast : CacheHint::kEvictFirst);
-    const int head = load_shared(&block->unit) % params_.num_kv_heads, offset = load_shared(&block->offset);
-    const uint32_t low = load_shared(&block->visible[0]), high = load_shared(&block->visible[1]);
-    const int page_size = params_.page_size;
-    const Kv* keys = static_cast<const Kv*>(params_.k_cache);
-    const Kv* values = static_cast<const Kv*>(params_.v_cache);
-    const uint32_t stage_keys = keys_of(stage);
-#pragma unroll 1
-    for (int i = thread_index(); i < kTokens * kParts; i += Traits::kComputeThreads) {
-      const int token = i / kParts, part = i % kParts;
-      const bool valid = ((token < 32 ? low >> token : high >> (token - 32)) & 1) != 0;
-      // A page of 64 entries or more holds the whole block.
-      const int page = load_shared(&block->pages[page_size < kTokens ? token / page_size : 0]);
-      const int entry = page_size < kTokens ? token % page_size : offset + token;
-      const int64_t source =
-          ((static_cast<int64_t>(page) * params_.num_kv_heads + head) * page_size + entry) * Traits::kHeadDim +
-          part * kNumbers;
-      const uint32_t target = stage_keys + Traits::entry_offset(token, part);
-      copy_async<16>(target, keys + (valid ? source : 0), valid, policy);
-      copy_async<16>(target + Traits::kHalfStageBytes, values + (valid ? source : 0), valid, policy);
-    }
-  }
-
-  // All rows of the strips in use; zeros behind the item's last. For 8-bit keys each 16 columns are put into another
-  // order (fragments.cuh).
-  APAR_DEVICE void copy_queries(const Block<Traits::kMaxRows>* block) {
-    constexpr int kBytes = Traits::kFloat8 ? 4 : 16, kNumbers = kBytes / sizeof(T),
-                  kPieces = Traits::kHeadDim / kNumbers;
-    const uint64_t policy = make_cache_policy(CacheHint::kNormal);
-    const int head = load_shared(&block->unit) % params_.num_kv_heads;
-    const int first_packed = load_shared(&block->item.first_packed), num_packed = load_shared(&block->item.num_packed);
-    const T* queries = static_cast<const T*>(params_.q);
-    const uint32_t target = queries_ + load_shared(&block->q_row) * Traits::QueryLayout::kStrideBytes;
-    const int end = (num_packed + kStripRows - 1) / kStripRows * kStripRows * kPieces;
-#pragma unroll 1
-    for (int i = thread_index(); i < end; i += Traits::kComputeThreads) {
-      const int packed = i / kPieces, piece = i % kPieces;
-      const bool valid = packed < num_packed;
-      const int row = (first_packed + packed) / params_.group_size;
-      const int query_head = head * params_.group_size + (first_packed + packed) % params_.group_size;
-      const int64_t source = row * params_.q_row_stride + query_head * params_.q_head_stride + piece * kNumbers;
-      const int place = Traits::kFloat8 ? KeyValueFragments<Traits>::query_piece(piece) : piece;
-      copy_async<kBytes>(target + Traits::QueryLayout::offset_of(packed, place * kBytes / 16) + place * kBytes % 16,
-                         queries + (valid ? source : 0), valid, policy);
-    }
-  }
 
   static constexpr int kStepBarrier = 9;  // fold.cuh has lower ones
 

@@ -17,7 +17,8 @@ enum BlockFlags {
   kFirstOfSegment = 2,
   kHasEntries = 4,  // without: nothing to load, nothing to compute
   kEndOfWork = 8,
-  kReadByOthers = 16,  // items of other strands read these pages too
+  kReadByOthers = 16,     // items of other strands read these pages too
+  kCopiedByThreads = 32,  // not by the copy engine alone
 };
 
 // What is to be done in one step; written by the scheduler, read by all.
@@ -93,7 +94,7 @@ struct TreeAttentionTraits {
   static constexpr int kHeadDim = kHeadDim_;
   // Beyond, the accumulators leave the registers.
   static constexpr int kMaxStrips = kHeadDim <= 128 ? 8 : 2;
-  static constexpr int kMaxRows = kMaxStrips * kStripRows;
+  static constexpr int kMaxRows = kMaxStrips * kStripRows, kRowsAtOnce = kStripRows;
   static constexpr int kComputeThreads = kWarps * kWarpSize;
   static constexpr int kThreads = kComputeThreads + kWarpSize;  // one warp schedules
   static_assert(kHeadDim % 16 == 0);

@@ -14,8 +14,10 @@ struct BulkArguments {
   TensorMap values;
 };
 
-// T: Half or BFloat16; kHeadDim: one that has_panels. False: this device or these sizes need the portable kernel.
-template <typename T, int kHeadDim>
-bool launch_bulk_attention(const TreeAttentionArguments& arguments, int packed_rows, int bins, void* stream);
+// For caches that has_panels; warpgroups: where items have 128 packed rows, let warpgroups multiply. False: this device
+// or these sizes need the portable kernel.
+template <typename T, typename Kv, int kHeadDim>
+bool launch_bulk_attention(const TreeAttentionArguments& arguments, bool warpgroups, int packed_rows, int bins,
+                           void* stream);
 
 }  // namespace apar::cuda
