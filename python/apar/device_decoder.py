@@ -21,12 +21,13 @@ import torch
 
 import apar_ext
 from apar.buckets import Buckets
+from apar.cache import Step
 from apar.captured import Graphs, Stopwatch, make_graphs
 from apar.choosers import Chooser, Rows
 from apar.decoder import Decoder
 from apar.device_choosers import DeviceChooser
 from apar.events import Event
-from apar.forest import CANCEL, Forest
+from apar.forest import CANCEL, Forest, StepPlans
 from apar.grammar import Grammar
 from apar.intake import Intake
 from apar.record import Recorder, Request
@@ -72,6 +73,7 @@ class DeviceDecoder(Decoder):
         self._probe = self.forest.to("cpu")
         with self.graphs.working():
             self.on_device: Forest = self.forest.to(self.device)
+            self._plans: dict[int, StepPlans] = {}  # by number of rows
             self.sampled = torch.zeros(room.max_rows, dtype=torch.int32, device=self.device)
             # Per slot the number of a branch that the host ended: slots are used again, numbers are not.
             self.ended_by_host = torch.full((room.max_slots,), -1, dtype=torch.int32, device=self.device)
@@ -160,18 +162,12 @@ class DeviceDecoder(Decoder):
 
     def _call_model(self, rows: int) -> torch.Tensor:
         forest = self.on_device
-        ranges = rows * (forest.config.max_ranges + 1)
-        step = self.cache.make_step(
-            forest.page_table,
-            forest.row_kv_slot[:rows],
-            forest.row_position[:rows],
-            forest.row_indptr[: rows + 1],
-            forest.range_stream[:ranges],
-            forest.range_begin[:ranges],
-            forest.range_end[:ranges],
-            forest.first_position,
-        )
-        with self.cache.stepping(step):
+        if rows not in self._plans:
+            self._plans[rows] = forest.step_plans(rows, self.cache.windows)
+        forest.write_plans(self._plans[rows])
+        plans = self._plans[rows].plans
+        window_plans = {window: plans[window] for window in self.cache.windows}
+        with self.cache.stepping(Step(forest.row_kv_slot[:rows], plans[0], window_plans)):
             return self.model(
                 input_ids=forest.row_token[:rows].long().unsqueeze(0),
                 position_ids=forest.row_position[:rows].long().unsqueeze(0),
