@@ -24,7 +24,6 @@ class DeviceUnderTest(Protocol):
     name: str
     reads_float8: bool
     head_dims: tuple[int, ...]
-    nan_stays_in_its_row: bool  # not where one matrix instruction multiplies what several rows see
 
     def tree_attention(self, case: Case, **options: object) -> tuple[torch.Tensor, torch.Tensor]:
         """out, lse; the options are those of apar_ext.tree_attention."""
@@ -38,7 +37,6 @@ class Cpu:
     name = "cpu"
     reads_float8 = True
     head_dims = (32, 64, 80, 96, 128, 256)
-    nan_stays_in_its_row = True
 
     def tree_attention(self, case: Case, **options: object) -> tuple[torch.Tensor, torch.Tensor]:
         names = ("q", "k_cache", "v_cache", "page_table", "row_indptr", "range_stream", "range_begin", "range_end")
@@ -77,7 +75,6 @@ class Gpu(Cpu):
     name = "gpu"
     reads_float8 = CUDA_READS_FLOAT8
     head_dims = (64, 80, 96, 128, 256)
-    nan_stays_in_its_row = False
 
     def _place(self, tensor: torch.Tensor) -> torch.Tensor:
         # Strides are kept: they are part of what is tested.
@@ -98,7 +95,6 @@ class Emulated:
     name = "emulator"
     reads_float8 = CUDA_READS_FLOAT8
     head_dims = Gpu.head_dims
-    nan_stays_in_its_row = False
 
     def __init__(self) -> None:
         self.launches = 0

@@ -201,8 +201,6 @@ def test_rows_have_the_same_bits_in_any_company(device, dtype):
 
 
 def test_nan_of_one_row_stays_there(device):
-    if not device.nan_stays_in_its_row:
-        pytest.skip(f"{device.name}: rows of a tile share a matrix instruction, 0 x NaN is NaN (docs/cuda.md)")
     case = make_case([[(0, 0, 300)], [(0, 0, 101)], [(0, 103, 200)]])
     clean = device.tree_attention(case)
     page = case.inputs["page_table"][0, 102 // 16]
