@@ -257,6 +257,7 @@ def flex_attention(problem: Problem) -> Call:
 
     mask = create_block_mask(visible, None, None, len(problem.rows), k.shape[2], device=str(device))
     q = problem.q.transpose(0, 1)[None].contiguous()
+    torch.compiler.reset()  # after some shapes it would stop compiling
     compiled = torch.compile(attend, dynamic=False)
     scale = 1 / math.sqrt(q.shape[3])
     return lambda: compiled(q, k, v, block_mask=mask, scale=scale, enable_gqa=True)[0].transpose(0, 1)
