@@ -4,7 +4,6 @@ CUDA kernels on a GPU. Tensors come and go on the CPU.
 
 from __future__ import annotations
 
-import inspect
 from typing import Protocol
 
 import pytest
@@ -17,12 +16,8 @@ from tests.emulator.cases import Case
 HAS_CUDA_KERNELS = torch.cuda.is_available() and bool(apar_ext.build_info()["cuda_built"])
 
 
-CUDA_READS_FLOAT8 = "k_scale" in inspect.signature(emulator.tree_attention).parameters
-
-
 class DeviceUnderTest(Protocol):
     name: str
-    reads_float8: bool
     head_dims: tuple[int, ...]
 
     def tree_attention(self, case: Case, **options: object) -> tuple[torch.Tensor, torch.Tensor]:
@@ -35,7 +30,6 @@ class DeviceUnderTest(Protocol):
 
 class Cpu:
     name = "cpu"
-    reads_float8 = True
     head_dims = (32, 64, 80, 96, 128, 256)
 
     def tree_attention(self, case: Case, **options: object) -> tuple[torch.Tensor, torch.Tensor]:
@@ -73,7 +67,6 @@ class Cpu:
 
 class Gpu(Cpu):
     name = "gpu"
-    reads_float8 = CUDA_READS_FLOAT8
     head_dims = (64, 80, 96, 128, 256)
 
     def _place(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -93,7 +86,6 @@ class Emulated:
     """Plans as the operator would for a device with a few multiprocessors: long items are cut and merged."""
 
     name = "emulator"
-    reads_float8 = CUDA_READS_FLOAT8
     head_dims = Gpu.head_dims
 
     def __init__(self) -> None:

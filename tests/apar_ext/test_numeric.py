@@ -177,8 +177,6 @@ def test_strided_queries(device):
 @pytest.mark.parametrize("head_dim", [64, 80, 128])
 @pytest.mark.parametrize("with_scales", [False, True])
 def test_8_bit_caches(device, dtype, head_dim, with_scales):
-    if not device.reads_float8:
-        pytest.skip(f"{device.name}: the kernels do not read caches of 8 bits")
     case = make_case(cases.tree(7, streams=5), head_dim=head_dim, dtype=dtype, num_heads=6, num_kv_heads=2)
     for name in ("k_cache", "v_cache"):
         case.inputs[name] = case.inputs[name].to(E4M3)

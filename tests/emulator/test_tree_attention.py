@@ -24,14 +24,6 @@ def assert_same_bits(first: torch.Tensor, second: torch.Tensor) -> None:
     assert torch.equal(first.view(torch.uint8), second.view(torch.uint8))
 
 
-@pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 256])
-@pytest.mark.parametrize("dtype", [*HALVES, torch.float32])
-def test_trees(head_dim, dtype):
-    case = cases.make_case(cases.tree(head_dim), head_dim=head_dim, dtype=dtype, num_heads=6, num_kv_heads=2)
-    result = run(case, seed=head_dim)
-    cases.assert_right(case, result.out, result.lse)
-
-
 @pytest.mark.parametrize("page_size", [8, 16, 32, 64, 128])
 @pytest.mark.parametrize("packed_rows", [32, 64, 128])
 def test_page_sizes_and_classes(page_size, packed_rows):
@@ -72,15 +64,6 @@ def test_every_8_bit_number_is_read_exactly(dtype):
     assert torch.equal(out.nan_to_num(), right.nan_to_num())
 
 
-@pytest.mark.parametrize(
-    ("num_heads", "num_kv_heads"), [(1, 1), (3, 3), (8, 1), (10, 2), (7, 1), (24, 3), (20, 1), (71, 1)]
-)
-def test_group_sizes(num_heads, num_kv_heads):
-    case = cases.make_case(cases.tree(num_heads, streams=4), num_heads=num_heads, num_kv_heads=num_kv_heads)
-    result = run(case)
-    cases.assert_right(case, result.out, result.lse)
-
-
 @pytest.mark.parametrize("seed", range(25))
 def test_any_set_of_ranges(seed):
     """With random sizes and options; also cut into items, which must not change a bit."""
@@ -109,13 +92,6 @@ def test_any_set_of_ranges(seed):
     assert_same_bits(whole.lse, cut.lse)
 
 
-@pytest.mark.parametrize("dtype", HALVES)
-def test_prefill(dtype):
-    case = cases.make_case(cases.prefill(300, 70), dtype=dtype, num_heads=2, num_kv_heads=2)
-    result = run(case)
-    cases.assert_right(case, result.out, result.lse)
-
-
 def test_streams_so_long_that_segments_grow():
     case = cases.make_case([[(0, 7900, 9000)], [(0, 8100, 8900)]], num_heads=2, num_kv_heads=1)
     result = run(case)
@@ -123,33 +99,6 @@ def test_streams_so_long_that_segments_grow():
     cut = run(case, **SPLIT)
     assert cut.num_merges == 1
     assert_same_bits(cut.out, result.out)
-
-
-def test_large_scores():
-    """One entry outweighs all others, some weights vanish; nothing overflows."""
-    case = cases.make_case(cases.tree(3), dtype=torch.bfloat16)
-    result = run(case, scale=40.0)
-    right, _ = cases.expected(case, scale=40.0)
-    assert (result.out.double() - right).norm() / right.norm() < 2e-2
-    assert result.lse.isfinite().all()
-
-
-def test_sinks_of_empty_rows():
-    case = cases.make_case([[], [(0, 0, 3)], [(0, 3, 3)]], num_heads=2, num_kv_heads=1)
-    result = run(case, sinks=torch.tensor([1.5, -2.0]))
-    assert result.out[[0, 2]].abs().max() == 0
-    assert torch.allclose(result.lse[[0, 2]], torch.tensor([1.5, -2.0]), atol=1e-6)
-    result = run(case)
-    assert result.lse[[0, 2]].eq(-math.inf).all()
-
-
-def test_strided_queries():
-    case = cases.make_case(cases.tree(5), dtype=torch.float16)
-    contiguous = run(case)
-    wide = torch.full((case.inputs["q"].shape[0], 9, 64), math.nan, dtype=torch.float16)
-    wide[:, 2:6] = case.inputs["q"]
-    case.inputs["q"] = wide[:, 2:6]
-    assert_same_bits(run(case).out, contiguous.out)
 
 
 # ---- bits
