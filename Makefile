@@ -44,9 +44,9 @@ default-model: build
 	$(APAR) data synth --seed 2 --count 30000 --max-items 3 -o $(MODEL)/few.jsonl.gz
 	$(APAR) data synth --seed 3 --count 150000 -o $(MODEL)/all.jsonl.gz
 	$(APAR) data synth --seed 4 --count 200 --split heldout -o $(MODEL)/heldout.jsonl.gz
-	PYTHONPATH=.:python $(RUN) models/default/start.py $(MODEL)/start
-	$(APAR) train models/default/first.yaml --overwrite
-	$(APAR) train models/default/second.yaml --overwrite
+	PYTHONPATH=.:python $(RUN) bench/train/default/start.py $(MODEL)/start
+	$(APAR) train bench/train/default/first.yaml --overwrite
+	$(APAR) train bench/train/default/second.yaml --overwrite
 	PYTHONPATH=.:python:bench $(RUN) bench/default_model.py --model $(MODEL)/second
 	cd $(MODEL)/second && cp $(MODEL_FILES) $(CURDIR)/python/apar/assets/default
 

@@ -1,6 +1,6 @@
 """What the default model's training starts from: a tokenizer, and a small Llama some of whose heads copy already.
 
-    python models/default/start.py build/default-model/start
+    python bench/train/default/start.py build/default-model/start
 
 Copying is most of the task, and a small model finds out late how to copy: two heads have to agree, one that looks at
 the token before, and one that looks for a place where the same token stood. So these heads are wired by hand, roughly,
