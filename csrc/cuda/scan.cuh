@@ -39,6 +39,25 @@ struct Scanned {
   T total;   // of all threads
 };
 
+// The words of a value, by copies: its members may be of 64 bits.
+template <class T>
+struct Words {
+  static_assert(sizeof(T) % sizeof(int32_t) == 0);
+  static constexpr int kCount = sizeof(T) / sizeof(int32_t);
+  int32_t of[kCount];
+
+  static APAR_DEVICE Words from(const T& value) {
+    Words words;
+    __builtin_memcpy(words.of, &value, sizeof(T));
+    return words;
+  }
+  APAR_DEVICE T value() const {
+    T result;
+    __builtin_memcpy(&result, of, sizeof(T));
+    return result;
+  }
+};
+
 // All threads of the block call together; their number is a multiple of 32.
 class BlockScan {
  public:
@@ -50,8 +69,8 @@ class BlockScan {
 
   template <class T>
   APAR_DEVICE Scanned<T> operator()(const T& value, const T& carried, Location where = Location::current()) {
-    constexpr int kWords = sizeof(T) / sizeof(int32_t);
-    static_assert(sizeof(T) % sizeof(int32_t) == 0 && kWords <= kMaxWords);
+    constexpr int kWords = Words<T>::kCount;
+    static_assert(kWords <= kMaxWords);
     const int lane = lane_index(), warp = warp_index();
     // Two buffers take turns: who still reads one has not met the barrier of the next scan.
     int32_t* totals = shared_ + buffer_ * kMaxWarps * kMaxWords;
@@ -59,16 +78,17 @@ class BlockScan {
 
     T with = scan_warp(value);
     if (lane == kWarpSize - 1) {
-      const int32_t* words = reinterpret_cast<const int32_t*>(&with);
+      const Words<T> words = Words<T>::from(with);
 #pragma unroll
-      for (int i = 0; i < kWords; ++i) store_shared(totals + warp * kWords + i, words[i]);
+      for (int i = 0; i < kWords; ++i) store_shared(totals + warp * kWords + i, words.of[i]);
     }
     synchronize_block(where);
     T of_warp;
     if (lane < warps_) {
-      int32_t* words = reinterpret_cast<int32_t*>(&of_warp);
+      Words<T> words;
 #pragma unroll
-      for (int i = 0; i < kWords; ++i) words[i] = load_shared(totals + lane * kWords + i);
+      for (int i = 0; i < kWords; ++i) words.of[i] = load_shared(totals + lane * kWords + i);
+      of_warp = words.value();
     }
     of_warp = scan_warp(of_warp);
     const T up_to_warp = shuffle_words(of_warp, warp > 0 ? warp - 1 : 0);
@@ -82,21 +102,17 @@ class BlockScan {
  private:
   template <class T>
   static APAR_DEVICE T shuffle_words(const T& value, int lane) {
-    T result;
-    const int32_t* from = reinterpret_cast<const int32_t*>(&value);
-    int32_t* to = reinterpret_cast<int32_t*>(&result);
+    Words<T> words = Words<T>::from(value);
 #pragma unroll
-    for (int i = 0; i < static_cast<int>(sizeof(T) / sizeof(int32_t)); ++i) to[i] = shuffle(from[i], lane);
-    return result;
+    for (int i = 0; i < Words<T>::kCount; ++i) words.of[i] = shuffle(words.of[i], lane);
+    return words.value();
   }
   template <class T>
   static APAR_DEVICE T shuffle_up_words(const T& value, int distance) {
-    T result;
-    const int32_t* from = reinterpret_cast<const int32_t*>(&value);
-    int32_t* to = reinterpret_cast<int32_t*>(&result);
+    Words<T> words = Words<T>::from(value);
 #pragma unroll
-    for (int i = 0; i < static_cast<int>(sizeof(T) / sizeof(int32_t)); ++i) to[i] = shuffle_up(from[i], distance);
-    return result;
+    for (int i = 0; i < Words<T>::kCount; ++i) words.of[i] = shuffle_up(words.of[i], distance);
+    return words.value();
   }
   template <class T>
   static APAR_DEVICE T scan_warp(T value) {
