@@ -286,7 +286,12 @@ class Forest:
         return int(self._numbers[self._num_ranges_index])
 
     def plan(self) -> Plan:
-        """The attention plan of the step at hand, valid until the next step is made."""
+        """The attention plan of the step at hand, valid until the next step is made.
+
+        On a device this waits for the number of rows; a captured step uses :meth:`step_plans`.
+        """
+        if self.data.is_cuda:
+            return self._device_plan(0)
         rows, ranges = self.num_rows, self.num_ranges
         # All tensors of it are views, so steps of the same size share one.
         if self._plan_size != (rows, ranges):
@@ -342,6 +347,11 @@ class Forest:
         tensors = (plans.begins, plans.schedules, plans.windows)
         apar_ext.write_step_plans(self.data, *tensors, plans.rows, header=self._host_header)
 
+    def _device_plan(self, window: int) -> Plan:
+        plans = self.step_plans(max(1, self.num_rows), (window,) if window else ())
+        self.write_plans(plans)
+        return plans.plans[window]
+
     def window_ranges(self, window: int) -> torch.Tensor:
         """``range_begin`` of the step at hand, ``[num_ranges]``, for layers that see ``window`` positions."""
         plan = self.plan()
@@ -357,6 +367,8 @@ class Forest:
 
     def window_plan(self, window: int) -> Plan:
         """The attention plan of the step at hand for layers that see ``window`` positions."""
+        if self.data.is_cuda:
+            return self._device_plan(window)
         plan = self.plan()
         return apar_ext.make_plan(
             self.page_table,
