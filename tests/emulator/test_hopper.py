@@ -48,6 +48,18 @@ def test_trees(head_dim, dtype):
     assert launch.counters.warpgroup_products == 0
 
 
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("dtype", HALVES)
+def test_8_bit_caches(head_dim, dtype):
+    """Those of head_dim 64 are half a panel wide: the portable kernels take them."""
+    rows = [*cases.tree(head_dim), [(0, 3, 40)]]
+    kv_dtype = torch.float8_e4m3fn
+    case = cases.make_case(rows, head_dim=head_dim, dtype=dtype, kv_dtype=kv_dtype, num_heads=10, num_kv_heads=2)
+    check = dict(k_scale=torch.tensor([0.5, 1.7]), v_scale=torch.tensor([3.0, 0.25]))
+    launch = assert_as_portable(case, check=check, **check)
+    assert any(site.startswith("producer.cuh") for site in launch.sites) == (head_dim > 64)
+
+
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("family", ["warpgroup"], indirect=True)
