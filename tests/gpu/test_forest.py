@@ -8,9 +8,13 @@ import pytest
 import torch
 from apar.forest import Forest, ForestConfig
 
+from tests.apar_ext.devices import HAS_CUDA_KERNELS
 from tests.apar_ext.plans import Schedule
 
-pytestmark = pytest.mark.gpu
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not HAS_CUDA_KERNELS, reason="no GPU, or no CUDA kernels in this build"),
+]
 
 FORK, CHILD, STOP = 7, 8, 2
 
