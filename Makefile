@@ -47,7 +47,7 @@ default-model: build
 	PYTHONPATH=.:python $(RUN) bench/train/default/start.py $(MODEL)/start
 	$(APAR) train bench/train/default/first.yaml --overwrite
 	$(APAR) train bench/train/default/second.yaml --overwrite
-	PYTHONPATH=.:python:bench $(RUN) bench/default_model.py --model $(MODEL)/second
+	PYTHONPATH=.:python $(RUN) -m bench.default_model --model $(MODEL)/second
 	cd $(MODEL)/second && cp $(MODEL_FILES) $(CURDIR)/python/apar/assets/default
 
 test: build

@@ -3,8 +3,8 @@
 Decodes held-out prompts (names and wordings that training never had) with branches in parallel and one at a time, and
 compares every detail with the facts. A prompt has one right answer; a detail is right when it is that answer's.
 
-    python bench/default_model.py                     # the model that comes with apar, 1,000 prompts
-    python bench/default_model.py --model build/default-model/trained --count 200 --show-wrong 5
+    python -m bench.default_model                     # the model that comes with apar, 1,000 prompts
+    python -m bench.default_model --model build/default-model/trained --count 200 --show-wrong 5
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ import argparse
 import itertools
 import json
 import time
+from pathlib import Path
 
 import apar
 from apar.data.synth import check_answer, summarize, synth_records
 from apar.loading import DEFAULT_MODEL
-from common import RESULTS, machine, machine_line
+
+from bench.common import RESULTS, machine, machine_line
 
 GOALS = {
     "details_right": (0.97, "at least"),
@@ -39,7 +41,7 @@ def main() -> None:
     model, tokenizer = apar.load(options.model)
     records = list(itertools.islice(synth_records(options.seed, split=options.split), options.count))
     prompts = [record.messages for record in records]
-    results = {"machine": machine(), "model": options.model, "split": options.split, "seed": options.seed}
+    results = {"machine": machine(), "model": Path(options.model).name, "split": options.split, "seed": options.seed}
     shown = 0
     texts = {}
     for fork in (True, False):
