@@ -17,7 +17,9 @@ import time
 from typing import Any
 
 import torch
-from apar.replay import add_stats, random_llama, read_trees, replay
+from apar.random_model import random_llama
+from apar.replay import add_stats, replay
+from apar.shapes import read_trees
 
 from bench.common import print_table, write_results
 from bench.tree_count import TreeCount

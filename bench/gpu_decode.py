@@ -24,10 +24,11 @@ from apar.device_decoder import DeviceDecoder
 from apar.grammar import Grammar
 from apar.output import Output
 from apar.record import Recorder, Request
-from apar.replay import make_script, read_trees, replay_grammar
+from apar.replay import replay_grammar
 from apar.room import DEFAULT_LIVE_BRANCHES, make_room
 from apar.run import apar_attention
 from apar.sampling import Sampling
+from apar.shapes import make_script, read_trees
 from apar.tree import BranchId
 
 from bench.common import print_table

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from apar.replay import read_trees
+from apar.shapes import read_trees
 from apar.train.attention import TILE_ATTENTION, register
 from apar.train.dataset import RowDataset, TreeStore, collate
 from apar.train.loss import target_logits, target_losses

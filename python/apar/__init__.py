@@ -15,7 +15,8 @@ from apar.grammar import Grammar
 from apar.hook import custom_generate
 from apar.loading import load
 from apar.output import Branch, Output, Stats
-from apar.replay import ReplayReport, ReplayStats, read_trees, replay
+from apar.replay import ReplayReport, ReplayStats, replay
+from apar.shapes import read_trees
 from apar.tree import ParagraphTree
 from apar_ext.version import __version__
 

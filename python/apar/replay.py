@@ -1,21 +1,17 @@
 """Replay: the decoder driven by the shapes of real answers, on any model, trained or not.
 
-A tree is ``[t0, child, t1, child, ..., tn]``: the trunk writes t0 tokens, forks a child, goes on with t1 tokens, and so
-on; a child is a tree again. What the model says is ignored, so steps, time and memory are those of the real shape.
+A tree is ``[t0, child, t1, child, ..., tn]`` (``apar.shapes``). What the model says is ignored, so steps, time and
+memory are those of the real shape.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-
-from apar.cache import ATTENTION_NAME, DEFAULT_PAGE_SIZE
+from apar.cache import DEFAULT_PAGE_SIZE
 from apar.choosers import ScriptChooser
 from apar.device_decoder import make_decoder
 from apar.events import Event
@@ -26,13 +22,8 @@ from apar.progress import progress_bar
 from apar.record import Recorder, Request
 from apar.room import DEFAULT_LIVE_BRANCHES, DEFAULT_PREFILL_TOKENS, check_integer, make_room
 from apar.run import apar_attention, path_limits
+from apar.shapes import Tree, check_tree, longest_path, make_script, most_children, tree_depth
 from apar.tree import BranchId
-
-Tree = Sequence[Any]
-"""Numbers of tokens and, between them, trees: ``[t0, child, t1, ..., tn]``."""
-
-DEMO_TREE: Tree = [46, [47], 11, [36], 9, [48], 10, [30], 8, [35], 11, [31], 10, [41], 7, [22], 11, [33], 49]
-"""The shape of a real answer: an introduction, a list of nine points with a detail each, an end."""
 
 
 @dataclasses.dataclass
@@ -158,42 +149,6 @@ def replay(
     return ReplayReport(stats, run(1, "prompts, one branch at a time")[0] if compare else None, outputs)
 
 
-def read_trees(path: str | os.PathLike[str], rule: str = "apar") -> Iterator[dict[str, Any]]:
-    """Records of a file of trees, one JSON object a line: ``{"prompt_tokens", "response_tokens", "apar"?, "nested"?}``.
-
-    Each gets a ``tree``: by ``rule`` ("apar": the paper's rule, "nested": hierarchies), or a trunk alone where the
-    answer does not fork by it.
-    """
-    if rule not in ("apar", "nested"):
-        raise ValueError(f"rule: expected 'apar' or 'nested', got {rule!r}")
-    with open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                record = json.loads(line)
-                yield {**record, "tree": record.get(rule) or [record["response_tokens"]]}
-            except (json.JSONDecodeError, KeyError, AttributeError) as error:
-                raise ValueError(f"trees: line {number} of {path} is no record of a tree ({error!r})") from error
-
-
-def check_tree(tree: Any, name: str = "tree") -> Tree:
-    """Raises ValueError unless ``tree`` is numbers of tokens with trees between them, the first one over 0."""
-    if not isinstance(tree, Sequence) or isinstance(tree, str) or len(tree) % 2 == 0:
-        raise ValueError(f"{name}: expected [t0, child, t1, ..., tn], numbers at even places, got {tree!r}")
-    for place, part in enumerate(tree):
-        if place % 2:
-            check_tree(part, f"{name}[{place}]")
-        elif isinstance(part, bool) or not isinstance(part, int) or part < 0 or (part == 0 and place < len(tree) - 1):
-            raise ValueError(
-                f"{name}[{place}]: expected a number of tokens, at least 1 in front of a fork, got {part!r}"
-            )
-    return tree
-
-
-def tree_depth(tree: Tree) -> int:
-    """Levels of branches: 1 for a trunk alone."""
-    return 1 + max((tree_depth(child) for child in tree[1::2]), default=0)
-
-
 def replay_grammar(model: Any, trees: Sequence[Tree]) -> Grammar:
     """Any three ids do as control and end tokens, since nothing is read from the model."""
     vocabulary = model.get_input_embeddings().weight.shape[0]
@@ -204,38 +159,8 @@ def replay_grammar(model: Any, trees: Sequence[Tree]) -> Grammar:
         child_id=vocabulary - 2,
         stop_ids=(vocabulary - 3,),
         max_depth=max(map(tree_depth, trees)),
-        max_children=max(_most_children(tree) for tree in trees),
+        max_children=max(most_children(tree) for tree in trees),
     )
-
-
-def make_script(tree: Tree, grammar: Grammar, branch: BranchId = ()) -> dict[BranchId, list[int]]:
-    """For every branch the tokens it is to write: fillers, a fork token where a child begins, an end token."""
-    script: dict[BranchId, list[int]] = {branch: []}
-    filler = 0
-    for place, part in enumerate(tree):
-        if place % 2:
-            script[branch].append(grammar.fork_id)
-            script.update(make_script(part, grammar, (*branch, place // 2)))
-        else:
-            script[branch].extend([filler] * part)
-    script[branch].append(grammar.stop_ids[0])
-    return script
-
-
-def _most_children(tree: Tree) -> int:
-    return max([len(tree) // 2, *map(_most_children, tree[1::2])])
-
-
-def _longest_path(script: dict[BranchId, list[int]], fork_id: int) -> int:
-    """Tokens from the prompt to the end of the longest path, forced ones included."""
-    longest = {}
-    for branch in sorted(script):
-        before = 0
-        if branch:
-            forks = [place for place, token in enumerate(script[branch[:-1]]) if token == fork_id]
-            before = longest[branch[:-1]] + forks[branch[-1]] + 2  # up to the fork, the fork, the child token
-        longest[branch] = before
-    return max(longest[branch] + len(tokens) for branch, tokens in script.items())
 
 
 def _run(
@@ -252,7 +177,7 @@ def _run(
     limits = []
     for number, (prompt, script) in enumerate(zip(prompts, scripts, strict=True)):
         # One more than is used, so that the end token and not the limit ends the longest branch.
-        wanted = _longest_path(script, grammar.fork_id) + 1
+        wanted = longest_path(script, grammar.fork_id) + 1
         limit = path_limits(model, [prompt], wanted + 2, grammar)[0]
         if limit < len(prompt) + wanted:
             raise ValueError(
@@ -287,38 +212,6 @@ def _run(
         overhead_us_per_step=1e6 * statistics.median(recorder.overhead_of_steps),
     )
     return stats, outputs
-
-
-def random_llama(
-    *,
-    hidden_size: int = 384,
-    layers: int = 6,
-    heads: int = 6,
-    kv_heads: int | None = None,
-    intermediate_size: int | None = None,
-    vocabulary: int = 16000,
-    positions: int = 4096,
-    tie_embeddings: bool = False,
-    dtype: torch.dtype = torch.float32,
-    seed: int = 0,
-) -> Any:
-    """A Llama with random weights, for shapes and costs where no trained model is at hand."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        hidden_size=hidden_size,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads or heads,
-        intermediate_size=intermediate_size or hidden_size * 8 // 3 // 64 * 64,
-        vocab_size=vocabulary,
-        max_position_embeddings=positions,
-        tie_word_embeddings=tie_embeddings,
-        attn_implementation=ATTENTION_NAME,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return LlamaForCausalLM(config).to(dtype).eval()
 
 
 def add_stats(parts: Sequence[ReplayStats]) -> ReplayStats:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from apar import random_model
 from apar.cli import main
 from apar.events import Ended, Forked, Started, Token
 from apar.live import LiveBranches
@@ -59,10 +61,9 @@ def test_replay_prints_what_was_saved(saved, capsys) -> None:
 
 
 def test_replay_of_the_built_in_tree(monkeypatch, capsys) -> None:
-    # The module, not the function of the same name in front of it.
-    replay = sys.modules["apar.replay"]
-    whole = replay.random_llama
-    monkeypatch.setattr(replay, "random_llama", lambda **options: whole(hidden_size=64, layers=1, heads=2, **options))
+    whole = random_model.random_llama
+    small = functools.partial(whole, hidden_size=64, layers=1, heads=2)
+    monkeypatch.setattr(random_model, "random_llama", small)
     assert main(["replay"]) == 0
     shown = capsys.readouterr().out
     assert "x fewer steps" in shown

@@ -18,8 +18,9 @@ from apar.choosers import ScriptChooser, TokenChooser
 from apar.decoder import Decoder
 from apar.device_decoder import DeviceDecoder
 from apar.prefill import PromptStream, prefill
+from apar.random_model import random_llama
 from apar.record import Recorder
-from apar.replay import random_llama, replay
+from apar.replay import replay
 from apar.room import make_room
 from apar.sampling import Sampling
 

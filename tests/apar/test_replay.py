@@ -8,7 +8,9 @@ from pathlib import Path
 import apar
 import numpy as np
 import pytest
-from apar.replay import DEMO_TREE, check_tree, random_llama, read_trees, replay
+from apar.random_model import random_llama
+from apar.replay import replay
+from apar.shapes import DEMO_TREE, check_tree, read_trees
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

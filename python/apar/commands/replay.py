@@ -41,7 +41,9 @@ def add_parser(commands: Any) -> None:
 
 def _replay(options: argparse.Namespace) -> int:
     from apar.live import LiveBranches
-    from apar.replay import DEMO_TREE, random_llama, read_trees, replay
+    from apar.random_model import random_llama
+    from apar.replay import replay
+    from apar.shapes import DEMO_TREE, read_trees
 
     if options.trees is None:
         trees, prompt_tokens = [DEMO_TREE], [32]
