@@ -19,7 +19,7 @@ from apar.cache import ATTENTION_NAME, PAGED_LENGTH, PagedLayer
 
 
 def register() -> None:
-    """Make ``attn_implementation="apar"`` known to transformers, for attention and masks. Called by ``import apar``.
+    """Make ``attn_implementation="apar"`` known to transformers, for attention and masks.
 
     Both are needed: a name that is registered for attention alone gets no mask, and padding is then ignored
     without a word.

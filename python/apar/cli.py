@@ -1,9 +1,12 @@
-"""The command line. Every command is a module of its own, loaded when it is asked for."""
+"""The command line. Every command is a module of its own, loaded when it is asked for; none imports torch before its
+arguments are known to be good.
+"""
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -13,19 +16,27 @@ COMMANDS = {
     "demo": ("apar.commands.demo", "decode a prompt with the model that comes with apar, live and timed"),
     "replay": ("apar.commands.replay", "decode trees of given shapes and report what parallel branches save"),
     "data": ("apar.data.cli", "make paragraph trees from chat data, and look at them"),
-    "train": ("apar.train.cli", "tune a model on paragraph trees, or train a new one"),
-    "eval": ("apar.eval.cli", "answer a prompt set in parallel and one branch at a time, and compare"),
+    "train": ("apar.commands.train", "tune a model on paragraph trees, or train a new one"),
+    "eval": ("apar.commands.eval", "answer a prompt set in parallel and one branch at a time, and compare"),
     "info": ("apar.commands.info", "version, torch, CPU features, devices"),
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command. Returns the exit status: 0, 1 after an error, 2 on a wrong command line, 130 after Ctrl-C."""
+    """Run a command. Returns the exit status: 0, 1 after an error, 2 on a wrong command line, 130 after Ctrl-C, 141 if
+    whoever reads the output went away, as the shell has it for these signals.
+    """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    options = _parser(arguments).parse_args(arguments)
     try:
-        return options.command(options)
-    except (ValueError, TypeError, OSError, ArithmeticError, MemoryError, RuntimeError) as error:
+        options = _parser(arguments).parse_args(arguments)
+        status = options.command(options)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here a full disk is still an error that can be told
+        return status
+    except BrokenPipeError:
+        _let_go_of_output()
+        return 141
+    except (ValueError, TypeError, OSError, ArithmeticError, MemoryError, RuntimeError, ImportError) as error:
         print(f"apar: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -46,3 +57,10 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         else:
             commands.add_parser(name, help=line)
     return parser
+
+
+def _let_go_of_output() -> None:
+    """Python flushes what is left at its end, and would complain about the closed pipe once more."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)

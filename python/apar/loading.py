@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import is_protobuf_available, is_sentencepiece_available
 
+from apar.attention import register
 from apar.cache import ATTENTION_NAME, UnsupportedModelError, attention_windows
 from apar.grammar import PUBLISHED_CONTROL_TOKENS, Grammar
 from apar.templates import VICUNA
@@ -39,10 +42,12 @@ def load(
     Raises:
         UnsupportedModelError: an architecture without exchangeable attention, or with layers that keep another state
             than keys and values; found before any weight is read.
-        ValueError: there is no model or no tokenizer, or the tokenizer knows more tokens than the model.
+        ValueError: there is no model or no tokenizer, its weights cannot be read, the tokenizer knows more tokens than
+            the model, or there is no such device.
     """
     if not isinstance(path_or_id, (str, os.PathLike)):
         raise TypeError(f"load: path_or_id is {path_or_id!r}, expected a model folder or a hub id")
+    _check_device(device)
     try:
         config = AutoConfig.from_pretrained(path_or_id)
     except (OSError, ValueError) as error:
@@ -59,9 +64,13 @@ def load(
         raise ValueError(
             f"load: no tokenizer found at {str(path_or_id)!r}, expected one beside the model ({error}){hint}"
         ) from error
-    model = AutoModelForCausalLM.from_pretrained(
-        path_or_id, dtype="auto" if dtype is None else dtype, attn_implementation=ATTENTION_NAME
-    )
+    register()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path_or_id, dtype="auto" if dtype is None else dtype, attn_implementation=ATTENTION_NAME
+        )
+    except (OSError, EOFError, SafetensorError, UnpicklingError) as error:
+        raise ValueError(f"load: the weights at {str(path_or_id)!r} cannot be read ({error})") from error
     check_tokenizer(model, tokenizer)
     _complete_published_tokenizer(tokenizer)
     _note_control_tokens(model, tokenizer)
@@ -113,6 +122,14 @@ def check_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
             f"tokenizer: it knows {len(tokenizer)} tokens, expected at most {num_embeddings}, the rows of the model's "
             "embedding; is it another model's tokenizer, or is model.resize_token_embeddings missing?"
         )
+
+
+def _check_device(device: torch.device | str | None) -> None:
+    """Raise ValueError where nothing can be put on ``device``: before the weights are read, not after."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # a torch without CUDA asserts that it has it
+        raise ValueError(f"device: {str(device)!r} cannot be used ({str(error).splitlines()[0]})") from error
 
 
 def _check_architecture(config: AutoConfig) -> None:

@@ -65,6 +65,11 @@ def _tokenize(tokenizer: Any, text: str, number: int, *, add_special_tokens: boo
 
 
 def apply_chat_template(tokenizer: Any, messages: Sequence[Message], number: int) -> str:
+    """The text that a model reads where it is asked these messages. number: of the prompt, for errors.
+
+    Raises:
+        ValueError: there is no chat template, it refuses the messages, or a message lacks its role or content.
+    """
     if getattr(tokenizer, "chat_template", None) is None:
         raise ValueError(
             f"prompts: prompt {number} is a list of messages, but the tokenizer has no chat template; "
@@ -75,4 +80,7 @@ def apply_chat_template(tokenizer: Any, messages: Sequence[Message], number: int
             raise ValueError(
                 f"prompts: a message of prompt {number} has the keys {sorted(message)}, expected role and content"
             )
-    return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    try:
+        return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # of jinja2: templates refuse roles and orders that their model does not know
+        raise ValueError(f"prompts: the chat template refuses prompt {number}: {error}") from error

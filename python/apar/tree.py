@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
+import shutil
 import textwrap
 from collections.abc import Iterator
 from typing import Any
@@ -187,10 +187,7 @@ def _common(left: str, right: str) -> int:
 
 
 def _terminal_width() -> int:
-    try:
-        return os.get_terminal_size().columns
-    except OSError:
-        return 100
+    return shutil.get_terminal_size((100, 30)).columns
 
 
 def _render_paragraph(node: ParagraphTree, level: int, width: int, color: bool) -> list[str]:
@@ -198,7 +195,7 @@ def _render_paragraph(node: ParagraphTree, level: int, width: int, color: bool) 
     indent = "│  " * level
     lines: list[str] = []
     for paragraph in node.own.strip("\n").splitlines() or [""]:
-        room = max(20, width - len(label or indent))
+        room = max(10, width - len(label or indent))
         lines.extend(textwrap.wrap(paragraph, room, drop_whitespace=True) or [""])
     shown = [(label if number == 0 else indent) + line for number, line in enumerate(lines)]
     if color:

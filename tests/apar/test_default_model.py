@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 
 import apar
 import pytest
@@ -79,7 +80,24 @@ def test_the_demo_decodes_both_ways(capsys) -> None:
     shown = capsys.readouterr().out
     assert "Selma works as a nurse" in shown
     assert "fewer steps" in shown
-    assert main(["demo", "--runs", "0"]) == 1
+    with pytest.raises(SystemExit):
+        main(["demo", "--runs", "0"])
+    assert main(["demo", " "]) == 1
+    assert "PROMPT: it is empty" in capsys.readouterr().err
+
+
+def test_the_demo_says_when_the_texts_differ(monkeypatch, capsys) -> None:
+    """As they may on other models, whose matrix products depend on the number of rows in their last bits."""
+    module = sys.modules["apar.generate"]
+    whole = module.generate
+
+    def differing(*arguments, fork: bool = True, **options):
+        [output] = whole(*arguments, max_new_tokens=3 if fork else 2, **options)
+        return [output]
+
+    monkeypatch.setattr(module, "generate", differing)
+    assert main(["demo", "--runs", "1"]) == 0
+    assert "One at a time the text differs" in capsys.readouterr().out
 
 
 def test_generate_uses_it_and_its_depth(capsys) -> None:

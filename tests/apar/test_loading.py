@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,19 @@ def test_a_loaded_model_can_be_saved_and_used_without_this_package(folder, tmp_p
 def test_no_model(tmp_path):
     with pytest.raises(ValueError, match=f"load: no model found at '{tmp_path}/nowhere'"):
         load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("damage", [lambda file: file.write_bytes(file.read_bytes()[:-9]), Path.unlink])
+def test_weights_that_cannot_be_read(folder, tmp_path, damage):
+    shutil.copytree(folder, tmp_path / "model")
+    damage(tmp_path / "model" / "model.safetensors")
+    with pytest.raises(ValueError, match=f"load: the weights at '{tmp_path}/model' cannot be read"):
+        load(tmp_path / "model")
+
+
+def test_no_such_device(tmp_path):
+    with pytest.raises(ValueError, match="device: 'xpu:99' cannot be used"):
+        load(tmp_path / "nowhere", device="xpu:99")
 
 
 def test_no_path():

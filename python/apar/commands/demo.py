@@ -9,7 +9,7 @@ import sys
 import time
 from typing import Any
 
-from apar.commands.shared import add_model_options, load_model
+from apar.commands.shared import add_model_options, integer, load_model
 
 SHOWN_STEP_SECONDS = 0.06
 """A step takes this long where it is shown: the small model writes faster than anyone can read."""
@@ -34,7 +34,7 @@ def add_parser(commands: Any) -> None:
     parser.set_defaults(command=_demo)
     parser.add_argument("prompt", nargs="?", default=PROMPT, metavar="PROMPT", help="another prompt")
     add_model_options(parser, default="the small model that comes with apar")
-    parser.add_argument("--runs", type=int, default=7, metavar="N", help="timed runs of each kind (default 7)")
+    parser.add_argument("--runs", type=integer(1), default=7, metavar="N", help="timed runs of each kind (default 7)")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
 
@@ -42,8 +42,8 @@ def _demo(options: argparse.Namespace) -> int:
     from apar.generate import generate
     from apar.live import LiveBranches
 
-    if options.runs < 1:
-        raise ValueError(f"--runs: expected 1 or more, got {options.runs}")
+    if not options.prompt.strip():
+        raise ValueError("PROMPT: it is empty, expected a text")
     model, tokenizer = load_model(options)
     prompt: Any = options.prompt
     if tokenizer.chat_template is not None:
@@ -64,11 +64,10 @@ def _demo(options: argparse.Namespace) -> int:
             if run:  # the first one warms up
                 seconds[fork].append(time.perf_counter() - started_at)
     parallel, sequential = outputs[True], outputs[False]
-    if parallel.text != sequential.text:
-        raise RuntimeError("the text with branches in parallel is not the text with one at a time")
     medians = {fork: statistics.median(times) for fork, times in seconds.items()}
     report = {
         "text": parallel.text,
+        "same_text": parallel.text == sequential.text,
         "branches": len(parallel.branches),
         "steps": parallel.stats.steps,
         "sequential_steps": sequential.stats.steps,
@@ -103,6 +102,10 @@ def _render(output: Any, report: dict[str, Any], runs: int) -> str:
         ("steps", f"{report['steps']}", f"{report['sequential_steps']}"),
         ("time", f"{1e3 * report['seconds']:.0f} ms", f"{1e3 * report['sequential_seconds']:.0f} ms"),
     ]
+    # Where two tokens are as likely but for the last bits of a sum, that of several rows may come out another way.
+    differs = (
+        [] if report["same_text"] else ["One at a time the text differs: somewhere two tokens were all but equal."]
+    )
     return "\n".join(
         [
             shown,
@@ -112,5 +115,6 @@ def _render(output: Any, report: dict[str, Any], runs: int) -> str:
             f"{report['branches']} branches: {report['sequential_steps'] / report['steps']:.2f}x fewer steps, "
             f"{report['sequential_seconds'] / report['seconds']:.2f}x faster on this machine "
             f"({torch.get_num_threads()} threads, median of {runs} runs)",
+            *differs,
         ]
     )

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from apar.commands.shared import add_model_options, add_room_options, load_model
+from apar.commands.shared import add_model_options, add_room_options, integer, load_model
 
 
 def add_parser(commands: Any) -> None:
@@ -21,17 +21,25 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="prompts; without any, one is read from the input")
     add_model_options(parser, default="the small model that comes with apar")
     text = parser.add_argument_group("what is written")
-    text.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="tokens along a path (default 512)")
+    text.add_argument(
+        "--max-new-tokens", type=integer(1), default=512, metavar="N", help="tokens along a path (default 512)"
+    )
     text.add_argument(
         "--temperature", type=float, default=0.0, metavar="T", help="0 (default) takes the likeliest token"
     )
     text.add_argument(
         "--top-p", type=float, default=1.0, metavar="P", help="sample from the likeliest tokens of mass P"
     )
-    text.add_argument("--top-k", type=int, default=0, metavar="K", help="sample from the K likeliest tokens (0: all)")
+    text.add_argument(
+        "--top-k", type=integer(0), default=0, metavar="K", help="sample from the K likeliest tokens (0: all)"
+    )
     text.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text")
-    text.add_argument("--max-depth", type=int, metavar="N", help="levels of branches (default: the model's, or 2)")
-    text.add_argument("--max-children", type=int, default=64, metavar="N", help="forks of one branch (default 64)")
+    text.add_argument(
+        "--max-depth", type=integer(1), metavar="N", help="levels of branches (default: the model's, or 2)"
+    )
+    text.add_argument(
+        "--max-children", type=integer(0), default=64, metavar="N", help="forks of one branch (default 64)"
+    )
     text.add_argument("--stop", action="append", metavar="TEXT", help="end a branch where it writes TEXT (repeatable)")
     text.add_argument("--system", metavar="TEXT", help="system message, for models with a chat template")
     text.add_argument("--raw", action="store_true", help="do not wrap prompts into the model's chat template")
@@ -47,9 +55,14 @@ def add_parser(commands: Any) -> None:
 
 def _generate(options: argparse.Namespace) -> int:
     from apar.generate import generate
-    from apar.live import LiveBranches
+    from apar.live import LiveBranches, uses_color
+    from apar.sampling import Sampling
 
-    texts = options.prompts or [sys.stdin.read()]
+    texts = options.prompts or [_read_prompt()]
+    for number, text in enumerate(texts, 1):
+        if not text.strip():
+            raise ValueError(f"PROMPT: prompt {number} is empty, expected a text")
+    Sampling(options.temperature, options.top_p, options.top_k)  # an error now and not after the model was read
     model, tokenizer = load_model(options)
     if options.system is not None and (options.raw or tokenizer.chat_template is None):
         raise ValueError("--system: needs a model with a chat template, and no --raw")
@@ -86,10 +99,22 @@ def _generate(options: argparse.Namespace) -> int:
             continue
         if len(outputs) > 1:
             print(f"{'' if number == 0 else chr(10)}── {texts[number].strip().splitlines()[0][:70]}")
-        print(output.tree.render(color=sys.stdout.isatty()) if options.tree else output.text)
+        print(output.tree.render(color=uses_color(sys.stdout)) if options.tree else output.text)
         if options.stats:
             print(_stats_line(output.stats), file=sys.stderr)
     return 0
+
+
+def _read_prompt() -> str:
+    """The prompt on the standard input, without the line break at its end."""
+    if sys.stdin is None:
+        raise ValueError("PROMPT: expected one, or one on the standard input, which is closed")
+    if sys.stdin.isatty():
+        print("Write the prompt and end it with Ctrl-D.", file=sys.stderr)
+    try:
+        return sys.stdin.read().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"PROMPT: expected {error.encoding} on the standard input ({error})") from error
 
 
 def _stats_line(stats: Any) -> str:

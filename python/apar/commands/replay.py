@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from apar.commands.shared import add_model_options, add_room_options, dtype_named, load_model
+from apar.commands.shared import add_model_options, add_room_options, dtype_named, integer, load_model
 
 
 def add_parser(commands: Any) -> None:
@@ -32,7 +32,7 @@ def add_parser(commands: Any) -> None:
         default="apar",
         help="which of a record's trees: the paper's rule or nested",
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N trees of the file")
+    parser.add_argument("--limit", type=integer(1), metavar="N", help="only the first N trees of the file")
     parser.add_argument("--one-by-one", action="store_true", help="one tree after the other instead of all at once")
     parser.add_argument("--no-compare", action="store_true", help="leave the sequential twin out")
     add_room_options(parser)
@@ -51,6 +51,8 @@ def _replay(options: argparse.Namespace) -> int:
         records = list(itertools.islice(read_trees(options.trees, options.rule), options.limit))
         trees = [record["tree"] for record in records]
         prompt_tokens = [max(1, int(record.get("prompt_tokens", 32))) for record in records]
+    if not trees:
+        raise ValueError(f"--trees: expected at least one tree, got none in {options.trees}")
     if options.model is not None:
         model, _ = load_model(options)
         described = options.model

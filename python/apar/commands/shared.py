@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from typing import Any
+
+PAGE_SIZES = (8, 16, 32, 64, 128)
+"""As ``apar.cache`` has them, which is not imported for a line of help."""
 
 
 def add_model_options(parser: argparse.ArgumentParser, *, default: str) -> None:
@@ -18,10 +22,29 @@ def add_model_options(parser: argparse.ArgumentParser, *, default: str) -> None:
 
 def add_room_options(parser: Any) -> None:
     parser.add_argument(
-        "--max-live-branches", type=int, default=16, metavar="N", help="branches of a prompt at once (16)"
+        "--max-live-branches", type=integer(1), default=16, metavar="N", help="branches of a prompt at once (16)"
     )
-    parser.add_argument("--page-size", type=int, default=16, metavar="N", help="tokens per KV page (default 16)")
-    parser.add_argument("--max-pages", type=int, metavar="N", help="KV pages (default: what the prompts could need)")
+    parser.add_argument(
+        "--page-size", type=int, choices=PAGE_SIZES, default=16, metavar="N", help="tokens per KV page (default 16)"
+    )
+    parser.add_argument(
+        "--max-pages", type=integer(1), metavar="N", help="KV pages (default: what the prompts could need)"
+    )
+
+
+def integer(minimum: int) -> Callable[[str], int]:
+    """For ``type=`` of an argument: an integer of at least ``minimum``."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = None
+        if value is None or value < minimum:
+            raise argparse.ArgumentTypeError(f"expected an integer of at least {minimum}, got {text!r}")
+        return value
+
+    return parse
 
 
 def load_model(options: argparse.Namespace) -> tuple[Any, Any]:

@@ -216,7 +216,7 @@ class _Workers:
         self._count = count
         self._pool = None
         if count > 1 and (total_bytes == 0 or total_bytes > _SMALL_INPUT_BYTES):
-            # By fork: a fresh Python would import torch first, which takes longer than most builds.
+            # By fork: fresh processes would have to import everything first.
             self._pool = concurrent.futures.ProcessPoolExecutor(
                 count, multiprocessing.get_context("fork"), signal.signal, (signal.SIGINT, signal.SIG_IGN)
             )

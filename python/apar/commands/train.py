@@ -1,4 +1,4 @@
-"""`apar train`."""
+"""`apar train`: tune a model on paragraph trees."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`apar eval` as a command."""
+"""`apar eval`: a prompt set answered in parallel and one branch after the other, compared."""
 
 from __future__ import annotations
 
