@@ -57,7 +57,10 @@ class Writer:
 
 
 class Recorder:
-    """One per run: ``start`` a prompt, ``write`` the tokens of a step, ``follow`` what the forest made of them."""
+    """One per run: ``start`` a prompt, ``write`` the tokens of a step, ``follow`` what the forest made of them.
+
+    ``max_answer_tokens``: of a prompt, all branches together; then each of its branches is cancelled at its next token.
+    """
 
     def __init__(
         self,
@@ -70,6 +73,7 @@ class Recorder:
         stop: Sequence[str] = (),
         stopping_criteria: Sequence[StoppingCriterion] = (),
         listening: bool = False,
+        max_answer_tokens: int | None = None,
     ) -> None:
         self.grammar = grammar
         self.tokenizer = tokenizer
@@ -77,6 +81,7 @@ class Recorder:
         self.stop = tuple(stop)
         self.stopping_criteria = tuple(stopping_criteria)
         self.listening = listening
+        self.max_answer_tokens = max_answer_tokens
         self.started_at = time.perf_counter()
         self.step = 0
         self.launches = 0  # forward passes of steps
@@ -128,7 +133,7 @@ class Recorder:
         np.maximum(self.peak_pages, pages, out=self.peak_pages)
 
     def write(self, slots: list[int], tokens: list[int]) -> list[int]:
-        """Note the token of each row. Returns them for the forest, with CANCEL where a stop string ended the branch."""
+        """Note the token of each row. Returns them for the forest, with CANCEL where the host ends the branch."""
         for row, (slot, token) in enumerate(zip(slots, tokens, strict=True)):
             writer = self.writers[slot]
             if writer.is_over:
@@ -142,6 +147,8 @@ class Recorder:
                 tokens[row] = CANCEL
             elif self.stopping_criteria and self._is_stopped(slot):
                 branch.stopped = True
+                tokens[row] = CANCEL
+            elif self.max_answer_tokens is not None and self._is_spent(writer.request):
                 tokens[row] = CANCEL
             writer.is_over = tokens[row] == CANCEL
         return tokens
@@ -175,7 +182,7 @@ class Recorder:
     @property
     def may_stop(self) -> bool:
         """Whether the host may end branches by what they write."""
-        return bool(self.stop or self.stopping_criteria)
+        return bool(self.stop or self.stopping_criteria or self.max_answer_tokens is not None)
 
     def path_ids(self, slot: int) -> list[int]:
         """What a plain model would have seen for the branch in a slot: prompt, ancestors up to the fork, own tokens."""
@@ -210,6 +217,9 @@ class Recorder:
     def _is_stopped(self, slot: int) -> bool:
         path = torch.tensor([self.path_ids(slot)])
         return any(bool(torch.as_tensor(criterion(path, None)).all()) for criterion in self.stopping_criteria)
+
+    def _is_spent(self, request: Request) -> bool:
+        return self.tokens[request.index] >= self.max_answer_tokens
 
     def _finish(self, request: Request) -> None:
         self.running -= 1

@@ -50,9 +50,16 @@ class PreparedRun:
         max_rows: int | None = None,
         prefill_tokens: int = DEFAULT_PREFILL_TOKENS,
         kv_dtype: str | None = None,
+        max_answer_tokens: int | None = None,
     ) -> PreparedRun:
-        """Raises ValueError or TypeError that names the argument of `apar.generate` that is not as it must be."""
+        """Raises ValueError or TypeError that names the argument of `apar.generate` that is not as it must be.
+
+        ``max_answer_tokens``, which `apar.generate` does not have, cuts an answer off once all its branches together
+        have so many tokens. Where that is depends on what else is decoded.
+        """
         check_integer("max_new_tokens", max_new_tokens, 1)
+        if max_answer_tokens is not None:
+            check_integer("max_answer_tokens", max_answer_tokens, 1)
         if not isinstance(fork, bool):
             raise TypeError(f"fork: expected True or False, got {fork!r}")
         check_model_and_tokenizer(model, tokenizer)
@@ -82,6 +89,7 @@ class PreparedRun:
             stop=stop,
             stopping_criteria=stopping_criteria,
             listening=listening,
+            max_answer_tokens=max_answer_tokens,
         )
         requests = [
             Request(index, ids, limit) for index, (ids, limit) in enumerate(zip(prompt_ids, limits, strict=True))

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
+import importlib.util
 import itertools
 import json
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
-from apar.commands.shared import add_model_options, load_model
+from apar.commands.shared import PAGE_SIZES, add_model_options, integer, load_model
+
+SAVED_EVERY_SECONDS = 60
 
 
 def add_parser(commands: Any) -> None:
@@ -16,7 +23,8 @@ def add_parser(commands: Any) -> None:
         "eval",
         description="Answers a prompt set three ways, greedily: branches at once, the same one branch after the other, "
         "and with the model before tuning, if one is given. Reports steps, time, KV pages, how often answers fork per "
-        "category, how far the texts agree, and, where right answers are known, how many are exactly right.",
+        "category, how far the texts agree, and, where right answers are known, how many are exactly right. When it is "
+        "interrupted it reports the prompts that were answered.",
         epilog="example: apar eval heldout.jsonl --model ./tuned --base ./plain --limit 100 --plot eval.png",
     )
     parser.set_defaults(command=_eval)
@@ -24,28 +32,37 @@ def add_parser(commands: Any) -> None:
         "prompts",
         nargs="+",
         metavar="FILE",
-        help="JSON lines: questions of Vicuna-Bench or MT-Bench, trees of `apar data`, prompts or messages",
+        help="questions of Vicuna-Bench or MT-Bench, trees of `apar data`, prompts or chats, as JSON lines or JSON",
     )
     add_model_options(parser, default="the small model that comes with apar")
     parser.add_argument("--base", metavar="PATH", help="the model before tuning, decoded as it is")
     parser.add_argument("--split", choices=("train", "heldout"), help="of files of trees only those of this split")
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N prompts of each file")
+    parser.add_argument("--limit", type=integer(1), metavar="N", help="only the first N prompts of each file")
     parser.add_argument(
         "--check",
         choices=("auto", "always", "never"),
         default="auto",
         help="compare answers with those of a file of trees: auto, those that `apar data synth` made up",
     )
-    parser.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="tokens along a path (512)")
+    parser.add_argument("--max-new-tokens", type=integer(1), default=512, metavar="N", help="tokens along a path (512)")
     parser.add_argument(
-        "--max-depth", type=int, metavar="N", help="levels of branches, the trunk counted (the model's, or 2)"
+        "--max-answer-tokens",
+        type=integer(1),
+        default=4096,
+        metavar="N",
+        help="tokens of an answer, all branches together, which is cut off there (4096)",
     )
     parser.add_argument(
-        "--max-live-branches", type=int, default=16, metavar="N", help="branches of a prompt at once (16)"
+        "--max-depth", type=integer(1), metavar="N", help="levels of branches, the trunk counted (the model's, or 2)"
     )
-    parser.add_argument("--page-size", type=int, default=16, metavar="N", help="tokens per KV page (16)")
     parser.add_argument(
-        "--at-once", type=int, default=1, metavar="N", help="prompts decoded together (1: its own time each)"
+        "--max-live-branches", type=integer(1), default=16, metavar="N", help="branches of a prompt at once (16)"
+    )
+    parser.add_argument(
+        "--page-size", type=int, choices=PAGE_SIZES, default=16, metavar="N", help="tokens per KV page (16)"
+    )
+    parser.add_argument(
+        "--at-once", type=integer(1), default=1, metavar="N", help="prompts decoded together (1: its own time each)"
     )
     parser.add_argument("--plot", metavar="FILE", help="draw a picture to a PNG file")
     parser.add_argument("--out", metavar="FILE", help="write all numbers and answers to a JSON file")
@@ -53,44 +70,111 @@ def add_parser(commands: Any) -> None:
 
 
 def _eval(options: argparse.Namespace) -> int:
-    from apar.data.records import written_whole
+    for name in ("plot", "out"):
+        _check_output(f"--{name}", getattr(options, name))
+    if options.plot is not None and importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("--plot: a picture needs the package matplotlib: pip install 'apar[data]'")
+
     from apar.data.synth.check import check_answer
-    from apar.eval.prompts import read_prompts
-    from apar.eval.report import draw, table
     from apar.eval.run import EvalOptions, evaluate
 
-    prompts = [
-        prompt
-        for path in options.prompts
-        for prompt in itertools.islice(read_prompts(path, options.split), options.limit)
-    ]
-    if not prompts:
-        raise ValueError(f"no prompt in {', '.join(options.prompts)}")
+    prompts = _read(options)
     chosen = EvalOptions(
-        options.max_new_tokens, options.max_depth, options.max_live_branches, options.page_size, options.at_once
-    )
-    for path in (options.plot, options.out):
-        if path is not None and not Path(path).absolute().parent.is_dir():
-            raise ValueError(f"{path}: there is no such folder")
-    checks = options.check == "always" or (
-        options.check == "auto" and any(prompt.record and prompt.record.source == "synth" for prompt in prompts)
+        max_new_tokens=options.max_new_tokens,
+        max_answer_tokens=options.max_answer_tokens,
+        max_depth=options.max_depth,
+        max_live_branches=options.max_live_branches,
+        page_size=options.page_size,
+        at_once=options.at_once,
     )
     model = load_model(options)
     base = None
     if options.base is not None:
         base = load_model(argparse.Namespace(**{**vars(options), "model": options.base}))
-    report = evaluate(
-        *model,
-        prompts,
-        base=base,
-        checker=check_answer if checks else None,
-        options=chosen,
-        progress=False if options.json else None,
-    )
-    if options.out:
-        with written_whole(options.out) as file:
-            file.write(json.dumps(report.to_dict(texts=True), ensure_ascii=False, indent=1).encode())
-    if options.plot:
-        draw(report, options.plot)
-    print(json.dumps(report.to_dict()) if options.json else table(report))
+    results = _Results(options)
+    try:
+        evaluate(
+            *model,
+            prompts,
+            base=base,
+            checker=check_answer,
+            options=chosen,
+            on_answers=results.update,
+            progress=False if options.json else None,
+        )
+    finally:  # whatever ended it: what was answered is kept
+        results.finish()
     return 0
+
+
+def _read(options: argparse.Namespace) -> list[Any]:
+    """The prompts of all files; of those whose answers are not to be checked without the right answer."""
+    from apar.eval.prompts import read_prompts
+
+    prompts = []
+    for path in options.prompts:
+        found = list(itertools.islice(read_prompts(path, options.split), options.limit))
+        if not found:
+            split = "" if options.split is None else f" of the split {options.split}"
+            raise ValueError(f"FILE: expected at least one prompt{split}, got none in {path}")
+        prompts += found
+    if options.check == "always" and not any(prompt.record for prompt in prompts):
+        raise ValueError("--check always: expected files of trees, but no prompt comes with its right answer")
+    checked = {"always": lambda record: True, "auto": lambda record: record.source == "synth"}.get(options.check)
+    return [
+        prompt
+        if prompt.record is None or (checked is not None and checked(prompt.record))
+        else dataclasses.replace(prompt, record=None)
+        for prompt in prompts
+    ]
+
+
+class _Results:
+    """Where the report goes: to the files while it grows and at the end, then to the terminal."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._options = options
+        self._report: Any = None
+        self._saved_at = time.monotonic()
+
+    def update(self, report: Any) -> None:
+        self._report = report
+        if time.monotonic() - self._saved_at > SAVED_EVERY_SECONDS:
+            with contextlib.suppress(OSError):  # perhaps the disk has room again at the end
+                self._save()
+            self._saved_at = time.monotonic()
+
+    def finish(self) -> None:
+        from apar.eval.report import draw, table
+
+        if self._report is None:
+            return
+        # The terminal first: it takes what a full disk does not.
+        print(json.dumps(self._report.to_dict()) if self._options.json else table(self._report), flush=True)
+        self._save()
+        if self._options.plot is not None:
+            draw(self._report, self._options.plot)
+
+    def _save(self) -> None:
+        from apar.data.records import json_line, written_whole
+
+        if self._options.out is None:
+            return
+        given = {name: value for name, value in vars(self._options).items() if name not in ("command", "json", "plot")}
+        with written_whole(self._options.out) as file:
+            file.write(json_line({"options": given, **self._report.to_dict(texts=True)}))
+
+
+def _check_output(option: str, path: str | None) -> None:
+    """Raises ValueError where a file cannot be written: now, and not when all the work is done."""
+    if path is None:
+        return
+    if Path(path).is_dir():
+        raise ValueError(f"{option}: expected a file, but {path} is a folder")
+    folder = Path(path).absolute().parent
+    if not folder.is_dir():
+        raise ValueError(f"{option}: {path}: there is no such folder")
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ValueError(f"{option}: nothing can be written to the folder of {path} ({error})") from error

@@ -6,11 +6,11 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from apar.data.formats import MalformedRecord, answers
-from apar.data.records import Message, TreeRecord, open_bytes
+from apar.data.inputs import read_batches, source_name
+from apar.data.records import Message, TreeRecord
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,26 +25,26 @@ class EvalPrompt:
 
 
 def read_prompts(path: str | os.PathLike[str], split: str | None = None) -> Iterator[EvalPrompt]:
-    """Reads a prompt set, JSON lines, also .gz. What a line is, its keys say:
+    """Reads a prompt set, a file of the forms that `apar data build` reads. What a record is, its keys say:
 
     - ``turns`` and ``category``: a question of Vicuna-Bench or MT-Bench; the first turn is asked;
     - ``tree``: a record of ``apar data``, whose answer can be checked; its category is its ``kind`` or source;
     - ``prompt`` or ``messages``: the prompt alone, or a chat record, of which the last question is asked.
 
+    A record without ``category``, ``kind``, ``source`` or ``dataset`` has the name of the file as category.
+
     split: of trees only those of this split.
 
     Raises:
-        ValueError: a line is none of these; the message has path and line.
+        ValueError: a record is none of these, or the file cannot be read; the message has path and line.
     """
-    name = Path(path).name.removesuffix(".gz").removesuffix(".jsonl")
-    with open_bytes(path) as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
+    path = os.fspath(path)
+    for batch in read_batches(path):
+        for line, record in zip(batch.lines, batch.records, strict=True):
             try:
-                prompt = _prompt(json.loads(line), name)
+                prompt = _prompt(json.loads(record), source_name(path))
             except ValueError as error:
-                raise ValueError(f"{os.fspath(path)}, line {number}: {error}") from error
+                raise ValueError(f"{path}, line {line}: {error}") from error
             if split is None or prompt.record is None or prompt.record.split == split:
                 yield prompt
 
@@ -55,10 +55,10 @@ def _prompt(row: Any, name: str) -> EvalPrompt:
     category = str(row.get("category") or row.get("kind") or row.get("source") or row.get("dataset") or name)
     if "tree" in row:
         record = TreeRecord.from_dict(row)
-        return EvalPrompt(record.messages, category, record)
+        return EvalPrompt(_not_empty(record.messages), category, record)
     if isinstance(row.get("turns"), list) and row["turns"] and isinstance(row["turns"][0], str):
-        return EvalPrompt([{"role": "user", "content": row["turns"][0]}], category)
-    return EvalPrompt(_asked(row), category)
+        return EvalPrompt(_not_empty([{"role": "user", "content": row["turns"][0]}]), category)
+    return EvalPrompt(_not_empty(_asked(row)), category)
 
 
 def _asked(row: dict[str, Any]) -> list[Message]:
@@ -74,3 +74,9 @@ def _asked(row: dict[str, Any]) -> list[Message]:
         return answers(completed, last_only=True)[0].messages
     except MalformedRecord:
         raise ValueError(f"expected turns, a tree, messages or a prompt ({no_answer})") from None
+
+
+def _not_empty(messages: list[Message]) -> list[Message]:
+    if not any(message["content"].strip() for message in messages):
+        raise ValueError("the prompt is empty")
+    return messages

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from apar.data.records import written_whole
 from apar.data.synth.check import AnswerCheck
+from apar.eval.prompts import EvalPrompt
 
 PARALLEL, SEQUENTIAL, BASE = "parallel", "sequential", "base"
-ALL = "all"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,15 +39,29 @@ class Answer:
 
 @dataclasses.dataclass
 class EvalReport:
-    """categories: of the prompts, in order. answers: per way of decoding, in order. at_once: prompts decoded together;
-    times of a prompt are those of its whole group then.
+    """prompts: those that were answered. answers: per way of decoding, in the order of the prompts. at_once: prompts
+    decoded together; their time and the pages they read are shared out evenly. planned: prompts that were to be
+    answered. left_out: prompts besides, longer than a model's positions.
     """
 
-    categories: list[str]
+    prompts: list[EvalPrompt]
     answers: dict[str, list[Answer]]
     at_once: int = 1
+    planned: int = 0
+    left_out: int = 0
 
-    def summary(self, way: str, category: str = ALL) -> dict[str, float | int]:
+    def add(self, prompts: Sequence[EvalPrompt], answers: Mapping[str, Sequence[Answer]]) -> None:
+        """prompts: and their answers, of every way of decoding."""
+        for way, more in answers.items():
+            self.answers[way] += more
+        self.prompts += prompts
+
+    @property
+    def categories(self) -> list[str]:
+        """Of the prompts, each once, sorted."""
+        return sorted({prompt.category for prompt in self.prompts})
+
+    def summary(self, way: str, category: str | None = None) -> dict[str, float | int]:
         """Of the answers of a way of decoding, or of one category of them:
 
         prompts, steps, tokens, seconds, decode_seconds, pages_read (sums), pages_held (mean), fork_rate (share that
@@ -75,7 +91,7 @@ class EvalReport:
                 found["forked_wrongly"] = _mean(check.extra_forks > 0 for check in single)
         return found
 
-    def agreement(self, way: str, other: str, category: str = ALL) -> dict[str, float]:
+    def agreement(self, way: str, other: str, category: str | None = None) -> dict[str, float]:
         """Of two ways: the share of equal texts, and the mean similarity of their words (0 to 1)."""
         pairs = [
             (one.text, two.text)
@@ -88,40 +104,45 @@ class EvalReport:
 
     def to_dict(self, *, texts: bool = False) -> dict[str, Any]:
         """Plain data. texts: with every answer and its numbers."""
-        names = [ALL, *sorted(set(self.categories))]
+        others = [way for way in self.answers if way != PARALLEL]
         found: dict[str, Any] = {
-            "prompts": len(self.categories),
+            "prompts": len(self.prompts),
+            "planned": self.planned,
+            "left_out": self.left_out,
             "at_once": self.at_once,
-            "ways": {way: {name: self.summary(way, name) for name in names} for way in self.answers},
+            "ways": {way: self._by_category(lambda name, way=way: self.summary(way, name)) for way in self.answers},
             "agreement": {
-                f"{way} {PARALLEL}": {name: self.agreement(way, PARALLEL, name) for name in names}
-                for way in self.answers
-                if way != PARALLEL
+                f"{way} {PARALLEL}": self._by_category(lambda name, way=way: self.agreement(way, PARALLEL, name))
+                for way in others
             },
-            "ratios": {
-                way: {name: self.ratios(way, name) for name in names} for way in self.answers if way != PARALLEL
-            },
+            "ratios": {way: self._by_category(lambda name, way=way: self.ratios(way, name)) for way in others},
         }
         if texts:
-            found["answers"] = {
-                way: [
-                    {**dataclasses.asdict(answer), "category": category}
-                    for answer, category in zip(answers, self.categories, strict=True)
-                ]
-                for way, answers in self.answers.items()
-            }
+            found["answers"] = [
+                {
+                    "messages": prompt.messages,
+                    "category": prompt.category,
+                    **{way: dataclasses.asdict(answers[number]) for way, answers in self.answers.items()},
+                }
+                for number, prompt in enumerate(self.prompts)
+            ]
         return found
 
-    def ratios(self, way: str, category: str = ALL) -> dict[str, float]:
+    def ratios(self, way: str, category: str | None = None) -> dict[str, float]:
         """What a way costs against the parallel one: steps, decode_seconds, seconds, pages_read, pages_held."""
         one, two = self.summary(way, category), self.summary(PARALLEL, category)
         names = ("steps", "decode_seconds", "seconds", "pages_read", "pages_held")
         return {name: one[name] / two[name] if two[name] else 1.0 for name in names}
 
-    def _chosen(self, way: str, category: str) -> list[Answer]:
+    def _chosen(self, way: str, category: str | None) -> list[Answer]:
         return [
-            answer for answer, name in zip(self.answers[way], self.categories, strict=True) if category in (ALL, name)
+            answer
+            for answer, prompt in zip(self.answers[way], self.prompts, strict=True)
+            if category in (None, prompt.category)
         ]
+
+    def _by_category(self, of: Callable[[str | None], dict[str, Any]]) -> dict[str, Any]:
+        return {"all": of(None), "by_category": {name: of(name) for name in self.categories}}
 
 
 _ROWS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
@@ -145,7 +166,7 @@ def table(report: EvalReport) -> str:
     """The report for a terminal."""
     ways = list(report.answers)
     summaries = {way: report.summary(way) for way in ways}
-    lines = [f"{len(report.categories)} prompts", "", " " * 28 + "".join(f"{way:>14}" for way in ways)]
+    lines = [_title(report), "", " " * 28 + "".join(f"{way:>14}" for way in ways)]
     for label, name, show in _ROWS:
         if any(name in summary for summary in summaries.values()):
             cells = [show(summary[name]) if name in summary else "" for summary in summaries.values()]
@@ -158,26 +179,38 @@ def table(report: EvalReport) -> str:
             f"{ratios['pages_read']:.2f}x fewer pages read;",
             f"{same['same_text']:.1%} of the texts are the same, words agree to {same['similarity']:.1%}",
         ]
-    names = sorted(set(report.categories))
+    names = report.categories
     if len(names) > 1:
         width = max(12, *map(len, names)) + 2
+        checked = any("exact" in summary for summary in summaries.values())
         lines += [
             "",
-            f"{'category':<{width}}{'prompts':>8}{'fork':>7}{'steps':>8}{'time':>8}{'pages read':>12}{'details':>9}",
+            f"{'category':<{width}}{'prompts':>8}{'fork':>7}{'steps':>8}{'time':>8}{'pages read':>12}"
+            + f"{'details':>9}{'exact':>9}" * checked,
         ]
         for name in names:
             summary, ratios = report.summary(PARALLEL, name), report.ratios(SEQUENTIAL, name)
-            right = f"{summary['details']:.1%}" if "details" in summary else ""
+            right = [f"{summary[key]:>9.1%}" if key in summary else " " * 9 for key in ("details", "exact") * checked]
             lines.append(
                 f"{name:<{width}}{summary['prompts']:>8}{summary['fork_rate']:>7.0%}{ratios['steps']:>7.2f}x"
-                f"{ratios['decode_seconds']:>7.2f}x{ratios['pages_read']:>11.2f}x{right:>9}"
+                f"{ratios['decode_seconds']:>7.2f}x{ratios['pages_read']:>11.2f}x{''.join(right)}"
             )
         lines.append(f"(fork rate of {PARALLEL}; ratios of {SEQUENTIAL} to it)")
     return "\n".join(lines)
 
 
+def _title(report: EvalReport) -> str:
+    title = f"{len(report.prompts)} prompts"
+    if len(report.prompts) < report.planned:
+        title += f" of {report.planned}"
+    if report.left_out:
+        title += f"; {report.left_out} left out, longer than the model's positions"
+    return title
+
+
 def draw(report: EvalReport, path: str) -> None:
-    """A picture: per category how often answers fork, steps and time saved, KV pages; what is right, way by way.
+    """A picture, a PNG file: per category how often answers fork, steps and time saved, KV pages; what is right, way by
+    way.
 
     Raises:
         RuntimeError: matplotlib is not installed.
@@ -187,19 +220,20 @@ def draw(report: EvalReport, path: str) -> None:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise RuntimeError("a picture needs the package matplotlib: pip install 'apar[data]'") from error
-    names = [*sorted(set(report.categories)), ALL] if len(set(report.categories)) > 1 else [ALL]
+    categories = [*report.categories, None] if len(report.categories) > 1 else [None]
+    places, names = range(len(categories)), [category or "all" for category in categories]
     figure = Figure(figsize=(13, 3 + 0.5 * len(names)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, 4)
-    places = range(len(names))
-    axes[0].barh(names, [report.summary(PARALLEL, name)["fork_rate"] for name in names], color="#4477aa")
+    axes[0].barh(places, [report.summary(PARALLEL, one)["fork_rate"] for one in categories], color="#4477aa")
+    axes[0].set_yticks(list(places), names)
     axes[0].set(title="answers that fork", xlim=(0, 1))
     for axis, title, shown in (
         (axes[1], f"{SEQUENTIAL} / {PARALLEL}", (("steps", "steps"), ("time", "decode_seconds"))),
         (axes[2], f"{SEQUENTIAL} / {PARALLEL}", (("KV pages read", "pages_read"), ("KV pages held", "pages_held"))),
     ):
         for number, (label, key) in enumerate(shown):
-            values = [report.ratios(SEQUENTIAL, name)[key] for name in names]
+            values = [report.ratios(SEQUENTIAL, one)[key] for one in categories]
             axis.barh([place + 0.2 - 0.4 * number for place in places], values, 0.38, label=label)
         axis.axvline(1, color="black", linewidth=0.8)
         axis.set_yticks(list(places), names)
@@ -223,7 +257,8 @@ def draw(report: EvalReport, path: str) -> None:
         axes[3].set(title=f"words that agree with {PARALLEL}", ylim=(0, 1))
     for axis in axes[:3]:
         axis.invert_yaxis()
-    figure.savefig(path, dpi=120, format="png")
+    with written_whole(path) as file:
+        figure.savefig(file, dpi=120, format="png")
 
 
 def _mean(values: Iterable[float]) -> float:
@@ -231,5 +266,6 @@ def _mean(values: Iterable[float]) -> float:
     return statistics.fmean(values) if values else 0.0
 
 
+@functools.lru_cache(maxsize=1 << 16)  # a report is made again and again while it grows
 def _similar(one: str, two: str) -> float:
     return 1.0 if one == two else difflib.SequenceMatcher(None, one.split(), two.split(), autojunk=False).ratio()

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
+import gzip
+import importlib.util
 import json
 import re
+import time
 from pathlib import Path
 
 import apar
 import pytest
 from apar.cli import main
+from apar.commands.eval import _read
 from apar.data import write_trees
 from apar.data.synth.check import check_answer
 from apar.eval import EvalPrompt, evaluate, read_prompts
-from apar.eval.report import BASE, PARALLEL, SEQUENTIAL
+from apar.eval.report import BASE, PARALLEL, SEQUENTIAL, table
 from apar.eval.run import EvalOptions
 from apar.train.run import train
 from apar.tree import ParagraphTree
@@ -99,11 +104,58 @@ def test_wrong_answers_are_counted(tuned: Path) -> None:
 def test_prompts_decoded_together_say_the_same(tuned: Path) -> None:
     model = apar.load(tuned)
     one = evaluate(*model, prompts() * 2, options=OPTIONS)
-    together = evaluate(*model, prompts() * 2, options=EvalOptions(120, 3, page_size=8, at_once=4))
+    together = evaluate(*model, prompts() * 2, options=EvalOptions(120, max_depth=3, page_size=8, at_once=4))
     texts = [[answer.text for answer in report.answers[PARALLEL]] for report in (one, together)]
     assert texts[0] == texts[1]
     assert one.summary(PARALLEL)["steps"] == together.summary(PARALLEL)["steps"]
     assert "exact" not in one.summary(PARALLEL)
+
+
+def test_times_of_prompts_decoded_together_add_up_to_what_the_clock_says(tuned: Path) -> None:
+    model = apar.load(tuned)
+    started_at = time.perf_counter()
+    report = evaluate(*model, prompts() * 2, options=EvalOptions(120, max_depth=3, page_size=8, at_once=6))
+    passed = time.perf_counter() - started_at
+    assert report.summary(PARALLEL)["seconds"] + report.summary(SEQUENTIAL)["seconds"] <= passed
+
+
+def test_an_answer_that_does_not_end_is_cut_off(tuned: Path) -> None:
+    model, tokenizer = apar.load(tuned)
+    (prompt,) = [prompt for prompt in prompts() if prompt.category == "Tips?"]
+    options = EvalOptions(max_depth=3, max_answer_tokens=10)
+    report = evaluate(model, tokenizer, [prompt], options=options)
+    whole = evaluate(model, tokenizer, [prompt], options=EvalOptions(max_depth=3))
+    for way in (PARALLEL, SEQUENTIAL):
+        ((answer,), (other,)) = report.answers[way], whole.answers[way]
+        assert not answer.complete
+        assert other.complete
+        # Each of the branches there are writes the token that ends it.
+        assert 10 <= answer.tokens < 10 + 4 < other.tokens
+
+
+def test_prompts_longer_than_the_models_positions_are_left_out_and_counted(tuned: Path, plain: Path) -> None:
+    long = EvalPrompt([{"role": "user", "content": "word " * 300}], "long")
+    report = evaluate(*apar.load(tuned), [long, *prompts(), long], base=apar.load(plain), options=OPTIONS)
+    assert [prompt.category for prompt in report.prompts] == [prompt.category for prompt in prompts()]
+    assert (report.planned, report.left_out) == (3, 2)
+    assert "2 left out, longer than the model's positions" in table(report)
+    with pytest.raises(ValueError, match="expected at least one shorter than the 256 positions of the model, got 1"):
+        evaluate(*apar.load(tuned), [long], options=OPTIONS)
+
+
+def test_a_category_may_have_any_name(tuned: Path) -> None:
+    named = [EvalPrompt(prompt.messages, name) for prompt, name in zip(prompts(), ("all", "b", "b"), strict=True)]
+    report = evaluate(*apar.load(tuned), named, options=OPTIONS)
+    found = report.to_dict()["ways"][PARALLEL]
+    assert found["all"]["prompts"] == 3
+    assert {name: summary["prompts"] for name, summary in found["by_category"].items()} == {"all": 1, "b": 2}
+
+
+def test_a_chat_template_that_refuses_is_named(tuned: Path) -> None:
+    model, tokenizer = apar.load(tuned)
+    tokenizer.chat_template = "{{ raise_exception('no such role') }}"
+    with pytest.raises(ValueError, match="the chat template refuses prompt 0: no such role"):
+        evaluate(model, tokenizer, prompts(), options=OPTIONS)
 
 
 def test_the_command(tuned: Path, plain: Path, tmp_path: Path, capsys) -> None:
@@ -118,21 +170,60 @@ def test_the_command(tuned: Path, plain: Path, tmp_path: Path, capsys) -> None:
     assert re.search(r"parallel against sequential: 1\.\d\dx fewer steps", shown)
     assert (tmp_path / "eval.png").read_bytes().startswith(b"\x89PNG")
     written = json.loads((tmp_path / "eval.json").read_text())
-    assert [answer["text"] for answer in written["answers"]["parallel"]] == [record.tree.text for record in records()]
+    assert [answer["parallel"]["text"] for answer in written["answers"]] == [record.tree.text for record in records()]
+    assert [answer["messages"] for answer in written["answers"]] == [record.messages for record in records()]
+    assert written["options"]["base"] == str(plain)
     assert main([*common, "--limit", "1", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["prompts"] == 1
     assert "exact" not in report["ways"]["parallel"]["all"], "only made-up answers are compared unless one asks for it"
 
 
+def test_an_interruption_leaves_what_was_answered(tuned: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    calls = []
+
+    def check_two(record, answer):
+        calls.append(record)
+        if len(calls) > 4:
+            raise KeyboardInterrupt
+        return check_answer(record, answer)
+
+    monkeypatch.setattr("apar.data.synth.check.check_answer", check_two)
+    monkeypatch.setattr("apar.commands.eval.SAVED_EVERY_SECONDS", -1)
+    write_trees(tmp_path / "trees.jsonl", records())
+    command = ["eval", str(tmp_path / "trees.jsonl"), "--model", str(tuned), "--max-depth", "3", "--check", "always"]
+    assert main([*command, "--out", str(tmp_path / "eval.json")]) == 130
+    shown = capsys.readouterr()
+    assert shown.out.startswith("2 prompts of 3\n")
+    assert "parallel against sequential" in shown.out
+    assert shown.err.endswith("apar: interrupted\n")
+    assert len(json.loads((tmp_path / "eval.json").read_text())["answers"]) == 2
+
+
+def test_only_made_up_answers_are_checked_unless_one_asks_for_it(tmp_path: Path) -> None:
+    (chat,), (synth,) = records()[:1], records()[1:2]
+    synth.source = "synth"
+    write_trees(tmp_path / "trees.jsonl", [chat, synth])
+    for check, expected in (("auto", [False, True]), ("always", [True, True]), ("never", [False, False])):
+        options = argparse.Namespace(prompts=[str(tmp_path / "trees.jsonl")], split=None, limit=None, check=check)
+        assert [prompt.record is not None for prompt in _read(options)] == expected
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["gone.jsonl"], "No such file"),
-        (["empty.jsonl"], "no prompt in empty.jsonl"),
+        (["."], "Is a directory"),
+        (["empty.jsonl"], "FILE: expected at least one prompt, got none in empty.jsonl"),
+        (["good.jsonl", "empty.jsonl"], "got none in empty.jsonl"),
+        (["trees.jsonl", "--split", "heldout"], "at least one prompt of the split heldout, got none in trees.jsonl"),
+        (["torn.jsonl.gz"], "torn.jsonl.gz cannot be read to its end"),
+        (["silent.jsonl"], "silent.jsonl, line 1: the prompt is empty"),
         (["bad.jsonl"], r"bad.jsonl, line 2: expected turns, a tree, messages or a prompt"),
-        (["good.jsonl", "--at-once", "0"], "at_once: expected at least 1, got 0"),
-        (["good.jsonl", "--plot", "nowhere/a.png"], "nowhere/a.png: there is no such folder"),
+        (["good.jsonl", "--check", "always"], "--check always: expected files of trees"),
+        (["good.jsonl", "--plot", "nowhere/a.png"], "--plot: nowhere/a.png: there is no such folder"),
+        (["good.jsonl", "--out", "."], "--out: expected a file, but . is a folder"),
+        (["good.jsonl", "--out", "/proc/eval.json"], "--out: nothing can be written to the folder of /proc/eval.json"),
         (["good.jsonl", "--model", "/nowhere"], "load: no model found at '/nowhere'"),
     ],
 )
@@ -140,9 +231,26 @@ def test_errors_come_before_the_work(tmp_path: Path, monkeypatch, capsys, argume
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.jsonl").write_text("\n")
     (tmp_path / "good.jsonl").write_text('{"prompt": "Why?"}\n')
+    (tmp_path / "silent.jsonl").write_text('{"turns": [" "]}\n')
+    (tmp_path / "torn.jsonl.gz").write_bytes(gzip.compress(b'{"prompt": "Why?"}\n' * 9)[:-9])
+    write_trees("trees.jsonl", records("train"))
     (tmp_path / "bad.jsonl").write_text('{"prompt": "Why?"}\n{"text": "Why?"}\n')
     assert main(["eval", "--model", "/nowhere", *arguments]) == 1
     assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("option", ["--limit", "--at-once", "--max-new-tokens", "--max-answer-tokens", "--page-size"])
+def test_numbers_that_make_no_sense_are_refused_by_name(option: str, capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["eval", "good.jsonl", option, "0"])
+    assert f"argument {option}: " in capsys.readouterr().err
+
+
+def test_a_picture_without_matplotlib_is_refused_at_once(tmp_path: Path, monkeypatch, capsys) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "matplotlib" else find(name))
+    assert main(["eval", "--model", "/nowhere", "good.jsonl", "--plot", str(tmp_path / "a.png")]) == 1
+    assert "--plot: a picture needs the package matplotlib" in capsys.readouterr().err
 
 
 def test_prompt_sets(tmp_path: Path) -> None:
@@ -161,6 +269,8 @@ def test_prompt_sets(tmp_path: Path) -> None:
     assert all(prompt.messages == [user] for prompt in found)
     assert [prompt.category for prompt in found] == ["generic", "set", "chats", "set", "talk", "set", "list"]
     assert [prompt.record is not None for prompt in found] == [False] * 6 + [True]
+    (tmp_path / "array.json").write_text(json.dumps(rows, indent=1))
+    assert [prompt.messages for prompt in read_prompts(tmp_path / "array.json")] == [[user]] * 7
 
 
 @pytest.mark.skipif(not (SHARED / "questions").is_dir(), reason=f"no questions in {SHARED}")
