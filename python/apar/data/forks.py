@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from apar.data.outline import Group, outline
+from apar.data.outline import Group, begins_whole, outline
 from apar.data.references import frozen
 from apar.data.rules import RULES, Rule, rules_named
 from apar.tree import ParagraphTree
@@ -91,7 +91,7 @@ class _Cutter:
             return {}
         places = {}
         for number, element in enumerate(group):
-            if id(element) in self._frozen:
+            if id(element) in self._frozen or begins_whole(self._text, element):
                 continue
             for rule in self._rules:
                 place = rule(self._text, element)

@@ -40,10 +40,15 @@ def outline(text: str) -> list[Group]:
     return _groups(text, _lines(text), 0, None, 0)
 
 
+def begins_whole(text: str, element: Element) -> bool:
+    """Whether an item begins with a quote, a table or code, so that its first line has no title."""
+    return text.startswith((">", "|", "```", "~~~"), element.body)
+
+
 @dataclasses.dataclass(slots=True)
 class _Line:
     begin: int
-    end: int  # without the line break
+    end: int  # without the line break, "\n" or "\r\n"
     kind: str  # "blank", "text", "whole", "break", "heading", "number", "bullet", "bold"
     indent: int = 0
     body: int = 0
@@ -66,9 +71,13 @@ _MARKER = re.compile(
     )""",
     re.VERBOSE,
 )
-_TABLE_RULE = re.compile(r"[ \t]*\|?[ \t]*:?-+:?[ \t]*(?:\|[ \t]*:?-*:?[ \t]*)+$")
+# No two parts of a pattern can match the same spaces: a line of many would take forever.
+_TABLE_RULE = re.compile(r"[ \t]*(?:\|[ \t]*)?:?-+:?[ \t]*(?:\|[ \t:-]*)+$")
 _BOLD = re.compile(r"(\*\*|__)(?=\S)(.+?)(?<=\S)\1")
 _DIGITS = re.compile(r"\w+")
+_FENCE = re.compile(r"`{3,}|~{3,}")
+_HTML_BLOCK = re.compile(r"[ ]{0,3}<(pre|table|blockquote|script|style)\b", re.IGNORECASE)
+_HTML_END = re.compile(r"</(?:pre|table|blockquote|script|style)>", re.IGNORECASE)
 _MATH = (("$$", "$$"), ("\\[", "\\]"), ("\\begin{", "\\end{"))
 _ROMAN = {"i": 1, "v": 5, "x": 10}
 _CLOSING = re.compile(
@@ -81,69 +90,102 @@ _CLOSING = re.compile(
 
 def _lines(text: str) -> list[_Line]:
     lines: list[_Line] = []
+    whole = _WholeBlocks(text, lines)
     begin = 0
-    fence = ""  # the fence that closes the code being read
-    math = ""  # the mark that closes the formula being read
-    in_list = quoted = False
-    tables = "|" in text
-    formulas = "$$" in text or "\\[" in text or "\\begin{" in text
     while begin <= len(text):
-        end = text.find("\n", begin)
-        if end < 0:
-            end = len(text)
+        line_break = text.find("\n", begin)
+        if line_break < 0:
+            line_break = len(text)
+        end = line_break - 1 if line_break > begin and text[line_break - 1] == "\r" else line_break
         line = _read_line(text, begin, end)
-        raw = text[begin:end] if tables or formulas or fence or math else ""
-        if fence:
-            if line.kind == "fence" and line.style.startswith(fence) and raw.strip() == line.style:
-                fence = ""
+        whole.mark(line)
+        lines.append(line)
+        begin = line_break + 1
+    return lines
+
+
+class _WholeBlocks:
+    """Finds the lines that belong to code, formulas, tables and quotes; is shown one line after the other."""
+
+    def __init__(self, text: str, lines: list[_Line]) -> None:
+        self._text = text
+        self._lines = lines  # those before the one that is shown
+        self._fence = ""  # closes the code that is being read
+        self._closes = ""  # closes the formula or the HTML that is being read
+        self._quoted = self._in_list = False
+        self._tables = "|" in text
+        self._formulas = "$$" in text or "\\[" in text or "\\begin{" in text
+        self._html_ends = _last_ends(text) if _HTML_BLOCK.search(text) else {}
+
+    def mark(self, line: _Line) -> None:
+        """Makes the line's kind "whole" where it is part of such a block."""
+        raw = self._text[line.begin : line.end]
+        if self._fence:
+            if line.kind == "fence" and line.style.startswith(self._fence) and raw.strip() == line.style:
+                self._fence = ""
             line.kind = "whole"
-        elif math:
-            if math in raw:
-                math = ""
+        elif self._closes:
+            if self._closes in raw.lower():
+                self._closes = ""
             line.kind = "whole"
         elif line.kind == "fence":
-            fence, line.kind = line.style, "whole"
+            self._fence, line.kind = line.style, "whole"
         elif line.kind == "quote":
-            line.kind, quoted = "whole", True
-        elif quoted and line.kind == "text":
+            line.kind, self._quoted = "whole", True
+        elif self._quoted and line.kind == "text":
             line.kind = "whole"  # a quote goes on until there is a blank line
-        elif line.kind == "blank":
-            pass
-        elif line.indent >= 4 and not in_list and lines and lines[-1].kind in ("blank", "whole"):
-            line.kind = "whole"  # code by indentation
-        else:
-            if tables and lines and lines[-1].kind == "text" and _TABLE_RULE.match(raw):
-                lines[-1].kind = line.kind = "whole"
-            elif tables and "|" in raw and lines and lines[-1].kind == "whole" and lines[-1].style == "table":
-                line.kind = "whole"
-            if line.kind == "whole":
-                line.style = "table"
-            elif formulas:
-                for opens, closes in _MATH:
-                    if _is_left_open(raw, opens, closes):
-                        math = closes
-                        line.kind = "whole"
-            if line.kind in ("number", "bullet"):
-                in_list = True
-            elif line.kind == "heading" or (line.kind == "text" and not line.indent and _after_blank(lines)):
-                in_list = False
+        elif line.kind != "blank":
+            self._mark_between_blocks(line, raw)
         if line.kind != "whole":
-            quoted = False
-        lines.append(line)
-        begin = end + 1
-    return lines
+            self._quoted = False
+
+    def _mark_between_blocks(self, line: _Line, raw: str) -> None:
+        last = self._lines[-1] if self._lines else None
+        if line.indent >= 4 and not self._in_list and last is not None and last.kind in ("blank", "whole"):
+            line.kind = "whole"  # code by indentation
+            return
+        if self._tables and last is not None:
+            self._mark_table(line, raw, last)
+        if self._formulas and line.kind != "whole":
+            for opens, closes in _MATH:
+                if _is_left_open(raw, opens, closes):
+                    self._closes, line.kind = closes, "whole"
+        if self._html_ends and line.kind == "text" and (tag := _HTML_BLOCK.match(raw)):
+            closes = f"</{tag[1].lower()}>"
+            if closes not in raw.lower() and self._html_ends.get(closes, -1) > line.end:
+                self._closes, line.kind = closes, "whole"
+        if line.kind in ("number", "bullet"):
+            self._in_list = True
+            fence = _FENCE.match(self._text, line.body, line.end)
+            if fence is not None and fence[0] not in self._text[fence.end() : line.end]:
+                self._fence = fence[0]  # the item begins with code
+        elif line.kind == "heading" or (line.kind == "text" and not line.indent and _is_blank(last)):
+            self._in_list = False
+
+    def _mark_table(self, line: _Line, raw: str, last: _Line) -> None:
+        if last.kind == "text" and _TABLE_RULE.match(raw):
+            last.kind = line.kind = "whole"
+        elif "|" in raw and last.kind == "whole" and last.style == "table":
+            line.kind = "whole"
+        if line.kind == "whole":
+            line.style = "table"
+
+
+def _last_ends(text: str) -> dict[str, int]:
+    """Where each closing tag of an HTML block stands last."""
+    return {match[0].lower(): match.start() for match in _HTML_END.finditer(text)}
 
 
 def _read_line(text: str, begin: int, end: int) -> _Line:
     match = _MARKER.match(text, begin, end)
     if match is None:
-        first = text[begin : min(end, begin + 40)]
-        return _Line(begin, end, "text", len(first) - len(first.lstrip()) if first[:1] in " \t" else 0)
+        body = begin
+        while text[body] in " \t":
+            body += 1
+        return _Line(begin, end, "text", _columns(text, begin, body), body)
     kind = match.lastgroup
     marker = match[kind]
-    line = _Line(begin, end, kind, match.start(kind) - begin, match.end(kind))
-    if line.indent and "\t" in text[begin : begin + line.indent]:
-        line.indent = len(text[begin : begin + line.indent].expandtabs(4))
+    line = _Line(begin, end, kind, _columns(text, begin, match.start(kind)), match.end(kind))
     if kind == "heading":
         line.level = marker.count("#")
     elif kind == "number":
@@ -158,16 +200,24 @@ def _read_line(text: str, begin: int, end: int) -> _Line:
         if marker in text[line.body : end]:
             line.kind = "whole"  # opened and closed on one line
     elif kind == "bold":
-        bold = _BOLD.match(text, match.start(kind), end)
-        if bold is None:
-            line.kind = "text"
-        elif text[bold.end() : end].strip() in ("", ":"):
-            line.kind, line.level, line.body = "heading", 7, match.start(kind)
-        elif bold[2].rstrip().endswith(":") or text[bold.end() : end].lstrip()[:1] in (":", "-", "–", "—"):
-            line.body = match.start(kind)
-        else:
-            line.kind = "text"  # a sentence that begins with stressed words
+        line.body = match.start(kind)
+        _read_bold(text, line)
     return line
+
+
+def _read_bold(text: str, line: _Line) -> None:
+    """Tells a line that is all bold, a heading, from a bold title and from a sentence that begins with stress."""
+    bold = _BOLD.match(text, line.body, line.end)
+    behind = "" if bold is None else text[bold.end() : line.end].strip()
+    if bold is not None and behind in ("", ":"):
+        line.kind, line.level = "heading", 7
+    elif bold is None or not (bold[2].rstrip().endswith(":") or behind.startswith((":", "-", "–", "—"))):
+        line.kind = "text"
+
+
+def _columns(text: str, begin: int, body: int) -> int:
+    """How far a line is indented; a tab goes on to the next multiple of four."""
+    return len(text[begin:body].expandtabs(4)) if "\t" in text[begin:body] else body - begin
 
 
 def _is_left_open(raw: str, opens: str, closes: str) -> bool:
@@ -176,8 +226,9 @@ def _is_left_open(raw: str, opens: str, closes: str) -> bool:
     return raw.rfind(opens) > raw.rfind(closes)
 
 
-def _after_blank(lines: list[_Line]) -> bool:
-    return not lines or lines[-1].kind == "blank"
+def _is_blank(line: _Line | None) -> bool:
+    """Also where there is no line: before the first."""
+    return line is None or line.kind == "blank"
 
 
 def _groups(text: str, lines: list[_Line], first: int, last: int | None, nesting: int) -> list[Group]:
@@ -255,11 +306,10 @@ def _lists_and_paragraphs(text: str, lines: list[_Line], first: int, last: int, 
             stop = place + 1
             while stop < last and lines[stop].kind == "text":
                 stop += 1
-            if (stop == last or lines[stop].kind != "whole") and _after_blank(lines[:place][-1:]):
+            if (stop == last or lines[stop].kind != "whole") and _is_blank(lines[place - 1] if place else None):
                 line = lines[place]
-                body = line.begin + line.indent
                 end = _visible_end(text, lines[stop - 1])
-                paragraphs.append(Element("paragraph", line.begin, body, line.end, end))
+                paragraphs.append(Element("paragraph", line.begin, line.body, line.end, end))
             place = stop
         else:
             place += 1

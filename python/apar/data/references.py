@@ -13,6 +13,8 @@ detail that refers is left unforked, and so is the sibling that it refers to, if
 
 from __future__ import annotations
 
+import bisect
+import functools
 import re
 from collections.abc import Iterator
 
@@ -63,7 +65,7 @@ _DEFINED = re.compile(
     r"^[ \t]*(?:(?:def|class|function|const|let|var|func|fn|struct|interface)[ ]+(\w{3,})|(\w{3,})[ ]*=(?!=))",
     re.MULTILINE,
 )
-_RESULT = re.compile(r"=[ \t]*[$€£]?[ \t]*(\d+(?:,\d{3})*(?:\.\d+)?)")
+_RESULT = re.compile(r"=[ \t]*(?:[$€£][ \t]*)?(\d+(?:,\d{3})*(?:\.\d+)?)")
 _NUMBER = re.compile(r"(?<![\w.,])\d+(?:,\d{3})*(?:\.\d+)?(?!\w)")
 _WORD = re.compile(r"\w{3,}")
 
@@ -71,11 +73,13 @@ _WORD = re.compile(r"\w{3,}")
 def frozen(text: str, prompt: str, groups: list[Group]) -> set[int]:
     """The elements that must not fork, and whose contents must not, by their ``id``."""
     found: set[int] = set()
+    level = _Level(groups)
     for place, meant in _references(text):
-        _resolve(groups, place, meant, found)
+        # In the innermost group that has such a sibling.
+        any(siblings.freeze(number, meant, found) for siblings, number in reversed(level.path(place)))
     _find_openings(text, groups, found)
     if "`" in text or "=" in text:
-        _find_uses(text, prompt, groups, found)
+        _find_uses(text, _Seen(text, prompt), groups, found)
     return found
 
 
@@ -95,43 +99,69 @@ def _references(text: str) -> Iterator[tuple[int, int | str]]:
                     yield match.start(), meant
 
 
-def _resolve(groups: list[Group], place: int, meant: int | str, found: set[int]) -> None:
-    """Freeze who refers and what is meant, in the innermost group where there is such a sibling."""
-    for group, number in reversed(_path(groups, place)):
+class _Siblings:
+    """A group, and what of it is frozen: each element is touched once, however many references there are."""
+
+    def __init__(self, group: Group) -> None:
+        self._group = group
+        self._frozen_before = 0
+        self._frozen_labels: set[int] = set()
+
+    def freeze(self, number: int, meant: int | str, found: set[int]) -> bool:
+        """Adds the element that refers, and those that it means, to ``found``. False: there are none of these."""
         if isinstance(meant, int):
-            others = [
-                other
-                for other, element in enumerate(group)
-                if other != number
-                and (element.label == str(meant) or (not element.label and other + 1 == meant))
-                and element.kind != "paragraph"
-            ]
+            labelled = self._numbers.get(meant, [])
+            if not labelled or labelled == [number]:
+                return False
+            others = [] if meant in self._frozen_labels else labelled
+            self._frozen_labels.add(meant)
+        elif not number:
+            return False
+        elif meant == "previous":
+            others = [number - 1]
         else:
-            others = list(range(number - 1 if meant == "previous" else 0, number)) if number else []
-        if others:
-            found.update(id(group[other]) for other in (*others, number))
-            return
+            others = range(self._frozen_before, number)
+            self._frozen_before = max(self._frozen_before, number)
+        found.update(id(self._group[other]) for other in (*others, number))
+        return True
+
+    @functools.cached_property
+    def _numbers(self) -> dict[int, list[int]]:
+        """Which elements a number means: those with this label, or without labels the one in this place."""
+        numbers: dict[int, list[int]] = {}
+        for place, element in enumerate(self._group):
+            if element.kind != "paragraph" and (not element.label or element.label.isdigit()):
+                numbers.setdefault(int(element.label) if element.label else place + 1, []).append(place)
+        return numbers
 
 
-def _path(groups: list[Group], place: int) -> list[tuple[Group, int]]:
-    """The elements around a place as (group, number in the group), the outermost first."""
-    path: list[tuple[Group, int]] = []
-    level: list[Group] = groups
-    while level:
-        around = next(
-            (
-                (group, number)
-                for group in level
-                for number, element in enumerate(group)
-                if element.body <= place < element.end
-            ),
-            None,
-        )
-        if around is None:
-            break
-        path.append(around)
-        level = around[0][around[1]].children
-    return path
+class _Level:
+    """The elements of one level by their places, so that the one around a place is found without looking at all."""
+
+    def __init__(self, groups: list[Group]) -> None:
+        siblings = [_Siblings(group) for group in groups]
+        elements = [
+            (element, of, number)
+            for group, of in zip(groups, siblings, strict=True)
+            for number, element in enumerate(group)
+        ]
+        self._elements = sorted(elements, key=lambda entry: entry[0].body)
+        self._begins = [element.body for element, _, _ in self._elements]
+        self._inner: dict[int, _Level] = {}
+
+    def path(self, place: int) -> list[tuple[_Siblings, int]]:
+        """The elements around a place as (siblings, number among them), the outermost first."""
+        path: list[tuple[_Siblings, int]] = []
+        level = self
+        while True:
+            at = bisect.bisect_right(level._begins, place) - 1
+            if at < 0 or place >= level._elements[at][0].end:
+                return path
+            element, siblings, number = level._elements[at]
+            path.append((siblings, number))
+            if at not in level._inner:
+                level._inner[at] = _Level(element.children)
+            level = level._inner[at]
 
 
 def _find_openings(text: str, groups: list[Group], found: set[int]) -> None:
@@ -144,39 +174,41 @@ def _find_openings(text: str, groups: list[Group], found: set[int]) -> None:
                 continue
             colon = text.find(":", element.body, min(element.line_end, element.body + LONGEST_TITLE))
             begin = colon + 1 if colon >= 0 else element.line_end
-            while begin < element.end and text[begin] in " \n\t*_":
+            while begin < element.end and text[begin] in " \r\n\t*_":
                 begin += 1
             if _OPENING.match(text, begin, element.end):
                 found.update((id(group[number - 1]), id(element)))
 
 
-def _find_uses(text: str, prompt: str, groups: list[Group], found: set[int]) -> None:
+def _find_uses(text: str, seen: _Seen, groups: list[Group], found: set[int]) -> None:
     """Names and numbers that a later sibling uses."""
     for group in groups:
         if len(group) > 1 and group[0].kind != "paragraph":
-            _find_uses_in_group(text, prompt, group, found)
+            _find_uses_in_group(text, seen, group, found)
         for element in group:
             if element.children:
-                _find_uses(text, prompt, element.children, found)
+                _find_uses(text, seen, element.children, found)
 
 
-def _find_uses_in_group(text: str, prompt: str, group: Group, found: set[int]) -> None:
+def _find_uses_in_group(text: str, seen: _Seen, group: Group, found: set[int]) -> None:
     if not any(text.find(mark, group[0].body, group[-1].end) >= 0 for mark in "`="):
         return
-    common = _seen_by_all(text, prompt, group)
+    titles = _terms("\n".join(_title(text, element) for element in group))
     introduced: dict[str, int] = {}  # names and results: the item that has them first
     numbers: dict[str, int] = {}
     for number, element in enumerate(group):
         detail = text[element.body : element.end]
         names = _names(detail)
-        digits = {value for value in _NUMBER.findall(detail) if len(value) > 1 and value not in common}
+        digits = {value for value in _NUMBER.findall(detail) if len(value) > 1}
+        digits = {value for value in digits if value not in titles and not seen.before(group[0].begin, value)}
         results = digits & set(_RESULT.findall(detail))
         used = {introduced[name] for name in (names | digits) & introduced.keys()}
         if results:
             used |= {numbers[value] for value in digits & numbers.keys()}
         if used:
             found.update(id(group[other]) for other in (*used, number))
-        for name in (names - common) | results:
+        new_names = {name for name in names if name not in titles and not seen.before(group[0].begin, name)}
+        for name in new_names | results:
             introduced.setdefault(name, number)
         for value in digits:
             numbers.setdefault(value, number)
@@ -191,10 +223,29 @@ def _names(detail: str) -> set[str]:
     return names
 
 
-def _seen_by_all(text: str, prompt: str, group: Group) -> set[str]:
-    """Names and numbers that every branch sees: those of the prompt, of the text before the list, and of the titles."""
-    seen = "\n".join([prompt, text[: group[0].begin], *(_title(text, element) for element in group)])
-    return _names(seen) | set(_NUMBER.findall(seen)) | set(_WORD.findall(seen))
+class _Seen:
+    """Names, numbers and words that every branch of a group sees: in the prompt, or in the text before the group."""
+
+    def __init__(self, text: str, prompt: str) -> None:
+        self._text = text
+        self._prompt = prompt
+
+    def before(self, place: int, term: str) -> bool:
+        return self._first_places.get(term, place) < place
+
+    @functools.cached_property
+    def _first_places(self) -> dict[str, int]:
+        return {**_terms(self._text), **dict.fromkeys(_terms(self._prompt), -1)}
+
+
+def _terms(text: str) -> dict[str, int]:
+    """Where each inline code, number and word of a text stands first."""
+    first: dict[str, int] = {}
+    for pattern in (_INLINE_CODE, _NUMBER, _WORD):
+        for match in pattern.finditer(text):
+            term = match[match.lastindex or 0]
+            first[term] = min(match.start(), first.get(term, len(text)))
+    return first
 
 
 def _title(text: str, element: Element) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 import pytest
 from apar.data.forks import MAX_FORKS, ForkOptions, paragraph_tree
@@ -137,9 +138,68 @@ def test_quotes_tables_and_indented_code_are_never_cut() -> None:
     assert details(table, short_text=0) == []
 
 
+@pytest.mark.parametrize("tag", ["pre", "table", "blockquote"])
+def test_blocks_of_html_are_never_cut(tag: str) -> None:
+    inside = f"1. Sleep: {LONG}\n\n2. Food: {LONG}"
+    assert details(f"<{tag}>\n{inside}\n</{tag}>") == []
+    assert len(details(f"The tag `<{tag}>` opens:\n\n{inside}")) == 2, "named in a sentence"
+    assert len(details(f"<{tag}>\n{inside}")) == 2, "never closed"
+    assert len(details(f"<{tag}>x</{tag}>\n\n{inside}")) == 2
+
+
+def test_items_that_begin_with_code_quotes_or_tables_stay_whole() -> None:
+    code = f"   ```python\n   # a: {LONG}\n   - b: {LONG}\n   - c: {LONG}\n   ```"
+    text = "\n".join(f"{number}. {code.lstrip()}" for number in (1, 2))
+    assert details(text) == []
+    more = f"\n3. Sleep: {LONG}\n4. Food: {LONG}"
+    assert details(text + more) == [f" {LONG}"] * 2, "the code is closed where it ends"
+    assert details("\n".join(f"- > Sleep: {LONG}" for _ in range(2))) == []
+    assert details("\n".join(f"{number}. | a | b |\n   |---|---|\n   | {LONG} | c |" for number in (1, 2))) == []
+
+
+def test_code_indented_by_tabs_is_never_cut() -> None:
+    lines = ["x = 1", f"1. Sleep: {LONG}", f"2. Food: {LONG}"]
+    assert details("Code:\n\n" + "\n".join(f"\t{line}" for line in lines)) == []
+
+
 def test_titles_do_not_end_inside_quotes_code_or_links() -> None:
     for title in ('"Sleep: well', "`a: b` or c", "see https://a.b", "(Sleep: well", "$x: y", "He said so. And: then"):
         assert details(f"1. {title} {LONG}\n2. {title} {LONG}", rules=("numbered",)) == [], title
+
+
+def test_windows_line_breaks_change_nothing() -> None:
+    text = f"Intro.\n\n1. Sleep: {LONG}\n\n2. Food:\n\n   {LONG}\n\nIn conclusion, sleep.\n"
+    found = details(text.replace("\n", "\r\n"))
+    assert found == [f" {LONG}", f"\r\n\r\n   {LONG}"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=MARKDOWN.filter(lambda text: "\r" not in text), fork_references=st.booleans())
+def test_any_markdown_is_cut_alike_with_windows_line_breaks(text: str, fork_references: bool) -> None:
+    options = ForkOptions(max_depth=3, min_detail=1, short_text=0, fork_references=fork_references)
+    expected = [(node.branch, node.own.replace("\n", "\r\n")) for node in paragraph_tree(text, "", options)]
+    tree = paragraph_tree(text.replace("\n", "\r\n"), "", options)
+    assert [(node.branch, node.own) for node in tree] == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"- Sleep: as above and in step 3, {LONG}\n" * 15000,
+        f"1. Sleep: as in step 1, {LONG}\n" * 15000,
+        f"Two ways:\n\n- One: use `one`. {LONG}\n- Two: use 12 = `two`. {LONG}\n\n" * 2000,
+        f"- Sleep: {LONG}\n- Food: x ={' ' * 60000}y, {LONG}",
+        f"a | b\n-{'|  ' * 19}x\n",
+        f"{' ' * 60000}x | y\n{' ' * 60000}x\n",
+        f"{LONG}\n\n" * 10000,
+        "<pre>\n" * 50000,
+    ],
+    ids=["above", "ones", "names", "spaces", "table", "indented", "paragraphs", "html"],
+)
+def test_long_answers_take_time_in_proportion(text: str) -> None:
+    begin = time.process_time()
+    assert paragraph_tree(text).text == text
+    assert time.process_time() - begin < 5, "a fraction of a second where nothing is quadratic"
 
 
 def test_short_details_and_single_ones_do_not_fork() -> None:
