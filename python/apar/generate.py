@@ -54,8 +54,8 @@ def generate(
         temperature: 0 is greedy.
         top_p, top_k: filters as in transformers, applied after the temperature, ``top_k`` first; 1 and 0 are off.
         seed: the same seed gives the same text whatever the load; None draws one from torch's global generator.
-        max_depth: levels of branches. 1: nothing forks; 2: the trunk forks, its details do not. None: what the model
-            was tuned to, if its generation config says so (`fork_max_depth`), else 2.
+        max_depth: levels of branches, the trunk counted. 1: nothing forks; 2: the trunk forks, its details do not.
+            None: what the model was tuned to, if its generation config says so (`fork_max_depth`), else 2.
         max_children: forks of one branch.
         grammar: control tokens, stop tokens and limits of the tree; by default found by name in the tokenizer. A
             grammar that is given brings its own ``max_depth`` and ``max_children``.

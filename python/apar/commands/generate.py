@@ -35,7 +35,10 @@ def add_parser(commands: Any) -> None:
     )
     text.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text")
     text.add_argument(
-        "--max-depth", type=integer(1), metavar="N", help="levels of branches (default: the model's, or 2)"
+        "--max-depth",
+        type=integer(1),
+        metavar="N",
+        help="levels of branches, the trunk counted (default: the model's, or 2)",
     )
     text.add_argument(
         "--max-children", type=integer(0), default=64, metavar="N", help="forks of one branch (default 64)"

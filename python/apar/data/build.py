@@ -9,10 +9,11 @@ bytes a prompt; the prompts' signatures lie on the disk.
 from __future__ import annotations
 
 import collections
-import concurrent.futures
+import concurrent.futures.process
 import dataclasses
 import importlib.util
 import json
+import math
 import mmap
 import multiprocessing
 import os
@@ -29,8 +30,8 @@ from tqdm import tqdm
 
 from apar.data.convert import HELDOUT_START, INDEX, LINE_START, Converted, ConvertOptions, convert, keep
 from apar.data.forks import ForkOptions
-from apar.data.inputs import Batch, check_inputs, input_bytes, read_batches
-from apar.data.records import json_line, written_whole
+from apar.data.inputs import Batch, UnreadableInput, check_inputs, input_bytes, read_batches
+from apar.data.records import json_line, named_errors, real_target, written_whole
 from apar.data.rules import rules_named
 from apar.data.splits import HELDOUT, PERMUTATIONS, UNDECIDED, choose_sides, near_duplicates
 
@@ -44,7 +45,7 @@ class BuildOptions:
 
     negatives: answers without a fork that are kept for each one that forks; None: all. heldout: share of the prompts.
     similarity: share of common runs of three words from which two prompts go to the same side. seed: of the choice of
-    what is held out and left out. source: the name that records get; None: each file's own. strict: stop at a malformed
+    what is held out and left out. source: the name that records get; None: their own, else their file's. strict: stop at a malformed
     record. append: keep the trees that the result has, and add what is new. workers: processes; None: all cores.
     """
 
@@ -62,8 +63,9 @@ class BuildOptions:
     def __post_init__(self) -> None:
         for name, least, most in (("heldout", 0, 1), ("similarity", 0, 1), ("negatives", 0, float("inf"))):
             value = getattr(self, name)
-            if value is not None and not least <= value <= most:
-                raise ValueError(f"{name}: expected {least} to {most}, got {value}")
+            if value is not None and not (least <= value <= most and math.isfinite(value)):
+                expected = f"{least} to {most}" if math.isfinite(most) else f"a number, at least {least}"
+                raise ValueError(f"{name}: expected {expected}, got {value}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed: expected 0 to 2**63 - 1, got {self.seed}")
         if self.workers is not None and self.workers < 1:
@@ -75,7 +77,8 @@ class BuildReport:
     """records: read. malformed: of them left out. answers: in the records that are not. known: there already (append).
 
     dropped: answers without a fork beyond the ratio. written: trees in the result, of which forked, heldout, and kept
-    (those that were there before). prompts: different ones. groups: of prompts that are nearly the same, each on one
+    (those that were there before). levels: of branches in the deepest tree, the trunk counted: what the decoder's
+    ``max_depth`` must be at least. prompts: different ones. groups: of prompts that are nearly the same, each on one
     side; largest_group: prompts in the largest. malformed_list: where the malformed ones are listed, if there are any.
     """
 
@@ -88,6 +91,7 @@ class BuildReport:
     forked: int = 0
     heldout: int = 0
     kept: int = 0
+    levels: int = 0
     prompts: int = 0
     groups: int = 0
     largest_group: int = 0
@@ -112,17 +116,20 @@ def build(
         progress: show a bar; None: if stderr is a terminal.
 
     Raises:
-        UnreadableInput: an input cannot be read, or not to its end. ValueError: a malformed record, with ``strict``.
+        UnreadableInput: an input cannot be read, or not to its end, or all records are malformed. ValueError: a
+        malformed record, with ``strict``; a result that is an input or a device.
         OSError: the result cannot be written. RuntimeError: a rule needs a package that is not installed.
     """
     options = options or BuildOptions()
     out = Path(out)
     if not inputs:
         raise ValueError("inputs: expected at least one file")
-    if out.is_dir():
-        raise IsADirectoryError(f"{out} is a folder, expected the name of a file")
-    if any(os.path.exists(name) and out.exists() and os.path.samefile(name, out) for name in inputs):
-        raise ValueError(f"{out} is an input, too; with append it is kept anyway")
+    out = real_target(out)
+    listed = out.with_name(out.name + ".malformed.jsonl")
+    for name in inputs:
+        for target in (out, listed):
+            if os.path.exists(name) and target.exists() and os.path.samefile(name, target):
+                raise ValueError(f"{target} is an input, too; what OUT holds is kept with append")
     check_inputs(inputs)
     if "first_sentence" in rules_named(options.forks.rules) and importlib.util.find_spec("pysbd") is None:
         raise RuntimeError(
@@ -131,23 +138,29 @@ def build(
     report = BuildReport()
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".unfinished", dir=out.parent))
     try:
-        _first_pass(inputs, out, options, folder, report, progress)
-        _second_pass(out, options, folder, report)
-        listed = out.with_name(out.name + ".malformed.jsonl")
-        if report.malformed:
-            os.replace(folder / "malformed", listed)
-            report.malformed_list = str(listed)
-        else:
-            listed.unlink(missing_ok=True)
+        with named_errors(out):
+            _first_pass(inputs, out, options, folder, report, progress)
+            useless = report.records > 0 and report.malformed == report.records
+            if not useless:
+                _second_pass(out, options, folder, report)
+            if report.malformed:
+                os.replace(folder / "malformed", listed)
+                report.malformed_list = str(listed)
+            else:
+                listed.unlink(missing_ok=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    if useless:
+        raise UnreadableInput(
+            f"none of the {report.records:,} records can be used, {out} stays as it is\n{malformed_lines(report, 3)}"
+        )
     return report
 
 
 def _first_pass(
     inputs: list[str], out: Path, options: BuildOptions, folder: Path, report: BuildReport, progress: bool | None
 ) -> None:
-    converting = ConvertOptions(options.forks, options.last_only, options.seed)
+    converting = ConvertOptions(options.forks, options.last_only, options.seed, options.source)
     known = np.zeros(0, np.uint64)
     names = [str(out)] if options.append and out.exists() else []
     with (
@@ -192,7 +205,7 @@ def _first_pass(
             finished = 0
             for name in inputs:
                 size = input_bytes([name])
-                for batch, converted in workers.map(read_batches(name, options.source)):
+                for batch, converted in workers.map(read_batches(name)):
                     report.records += converted.records
                     report.answers += len(converted.lines)
                     report.malformed += len(converted.malformed)
@@ -235,6 +248,11 @@ class _Workers:
                     yield _result(pending)
             while pending:
                 yield _result(pending)
+        except concurrent.futures.process.BrokenProcessPool as error:
+            batch = pending[0][0]
+            raise RuntimeError(
+                f"{batch.path}, line {batch.lines[0]} or behind: a process that cuts answers was killed; out of memory?"
+            ) from error
         finally:
             for _, future in pending:
                 future.cancel()
@@ -248,8 +266,11 @@ class _Workers:
 
 
 def _result(pending: collections.deque[Any]) -> tuple[Batch, Converted]:
-    batch, future = pending.popleft()
-    return batch, future.result()
+    """What became of the first batch, which is taken off."""
+    batch, future = pending[0]
+    converted = future.result()
+    pending.popleft()
+    return batch, converted
 
 
 def _second_pass(out: Path, options: BuildOptions, folder: Path, report: BuildReport) -> None:
@@ -258,7 +279,8 @@ def _second_pass(out: Path, options: BuildOptions, folder: Path, report: BuildRe
     wanted = _wanted(index, options)
     report.dropped = int((~wanted).sum())
     report.written = int(wanted.sum())
-    report.forked = int(index["forked"][wanted].sum())
+    report.forked = int((index["levels"][wanted] > 1).sum())
+    report.levels = int(index["levels"][wanted].max(initial=0))
     report.heldout = int((sides[wanted] == HELDOUT).sum())
     with open(folder / "lines", "rb") as lines, written_whole(out) as file:
         _write_chosen(lines, file, wanted, (sides == HELDOUT) & ~index["kept"])
@@ -318,11 +340,12 @@ class _Rows:
 def _wanted(index: np.ndarray, options: BuildOptions) -> np.ndarray:
     """Which trees are written: all that fork, and of the rest as many as the ratio allows, chosen by their hash."""
     wanted = np.ones(len(index), bool)
-    negatives = np.flatnonzero(~index["forked"])
+    forked = index["levels"] > 1
+    negatives = np.flatnonzero(~forked)
     if options.negatives is None:
         return wanted
     new = negatives[~index["kept"][negatives]]
-    room = round(options.negatives * int(index["forked"].sum())) - (len(negatives) - len(new))
+    room = round(options.negatives * int(forked.sum())) - (len(negatives) - len(new))
     if room < len(new):
         by_hash = np.argsort(index["record"][new] ^ np.uint64(options.seed * 0x9E3779B97F4A7C15 % 2**64), kind="stable")
         wanted[new[by_hash[max(0, room) :]]] = False
@@ -340,6 +363,11 @@ def report_lines(report: BuildReport) -> str:
     ]
     if report.dropped:
         lines.append(f"{report.dropped:,} answers without a fork left out by the ratio")
+    if report.levels > 2:
+        lines.append(
+            f"the deepest tree has {report.levels} levels of branches, the trunk counted: the decoder's max_depth, "
+            "which `apar train` notes in the model"
+        )
     if report.kept or report.known:
         lines.append(f"{report.kept:,} trees were there before; {report.known:,} answers were among them already")
     return "\n".join(lines)

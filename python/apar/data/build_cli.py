@@ -35,27 +35,19 @@ def add_parser(commands: Any) -> None:
         metavar="NAMES",
         help=f"comma between names, default all: {', '.join(RULE_GROUPS)}, or single ones: {', '.join(RULES)}",
     )
-    cut.add_argument(
+    _add_number(
+        cut,
         "--max-depth",
-        type=int,
-        default=default.forks.max_depth,
-        metavar="N",
-        help=f"levels of details, 1 as in the paper (default {default.forks.max_depth})",
+        default.forks.max_depth,
+        "levels of details, 1 as in the paper; the trunk is not counted, so that `apar generate --max-depth`, which "
+        "counts it, needs one more",
     )
-    cut.add_argument(
-        "--min-detail",
-        type=int,
-        default=default.forks.min_detail,
-        metavar="N",
-        help=f"characters that a detail must have (default {default.forks.min_detail})",
-    )
-    cut.add_argument(
+    _add_number(cut, "--min-detail", default.forks.min_detail, "characters that a detail must have")
+    _add_number(
+        cut,
         "--short-text",
-        type=int,
-        default=default.forks.short_text,
-        metavar="N",
-        help="answers of fewer characters have no paragraph split after its first sentence "
-        f"(default {default.forks.short_text}, 0: all are split)",
+        default.forks.short_text,
+        "answers of fewer characters have no paragraph split after its first sentence; 0: all are split",
     )
     cut.add_argument("--fork-references", action="store_true", help="fork also details that refer to their siblings")
     choice = parser.add_argument_group("what is written")
@@ -66,19 +58,27 @@ def add_parser(commands: Any) -> None:
         metavar="RATIO",
         help="answers without a fork for each that forks, 1 as in the paper (default: all)",
     )
-    choice.add_argument(
+    _add_number(
+        choice,
         "--heldout",
-        type=float,
-        default=default.heldout,
+        default.heldout,
+        "share of the prompts, with all that are nearly the same on one side",
         metavar="SHARE",
-        help=f"of the prompts, with all that are nearly the same on one side (default {default.heldout})",
     )
-    choice.add_argument("--source", metavar="NAME", help="source of all records (default: the name of the file)")
-    choice.add_argument("--seed", type=int, default=default.seed, metavar="N", help="of the choices (default 0)")
+    choice.add_argument(
+        "--source", metavar="NAME", help="source of all records (default: their own, else the name of the file)"
+    )
+    _add_number(choice, "--seed", default.seed, "of the choices")
     choice.add_argument("--append", action="store_true", help="keep the trees that FILE has and add what is new")
     choice.add_argument("--strict", action="store_true", help="stop at the first malformed record")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: all cores)")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+
+
+def _add_number(group: Any, name: str, default: int | float, meaning: str, metavar: str = "N") -> None:
+    group.add_argument(
+        name, type=type(default), default=default, metavar=metavar, help=f"{meaning} (default {default})"
+    )
 
 
 def _build(options: argparse.Namespace) -> int:

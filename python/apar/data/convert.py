@@ -19,9 +19,10 @@ LINE_START = b'{"split": "train", '
 HELDOUT_START = b'{"split": "heldout", '
 
 INDEX = np.dtype(
-    [("key", np.uint64), ("record", np.uint64), ("forked", np.bool_), ("side", np.uint8), ("kept", np.bool_)]
+    [("key", np.uint64), ("record", np.uint64), ("levels", np.uint8), ("side", np.uint8), ("kept", np.bool_)]
 )
-"""What is noted of a record besides its line: hashes of prompt and of the whole, and what is decided already."""
+"""What is noted of a record besides its line: hashes of prompt and of the whole, levels of branches (1: no fork), and
+what is decided already."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,7 @@ class ConvertOptions:
     forks: ForkOptions
     last_only: bool
     seed: int
+    source: str | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,25 +50,32 @@ class Converted:
 def convert(batch: Batch, options: ConvertOptions) -> Converted:
     """The trees of a batch of chat records."""
     lines: list[bytes] = []
-    rows: list[tuple[int, int, bool, int, bool]] = []
+    rows: list[tuple[int, int, int, int, bool]] = []
     signatures: list[np.ndarray] = []
     malformed: list[tuple[int, str]] = []
     for line, raw in zip(batch.lines, batch.records, strict=True):
         try:
-            found = answers(json.loads(raw), last_only=options.last_only)
+            found = answers(json.loads(raw, object_pairs_hook=_object), last_only=options.last_only)
         except MalformedRecord as error:
             malformed.append((line, str(error)))
             continue
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             malformed.append((line, f"no JSON: {error}"))
+            continue
+        except RecursionError:
+            malformed.append((line, "the JSON is nested too deeply"))
             continue
         opening = _opening(found[0].messages)
         words = normalized_words(opening)
         key, places = prompt_key(words, options.seed), signature(words)
         for answer in found:
-            tree = _tree(answer, options.forks, f"{batch.path}, line {line}")
-            lines.append(_line(answer, tree, batch.source))
-            rows.append((key, _record_hash(answer.messages, answer.text), len(tree) > 1, UNDECIDED, False))
+            try:
+                tree = _tree(answer, options.forks)
+            except Exception as error:  # whatever a rule or the sentence splitter has: say where
+                what = f"{type(error).__name__}: {error}"
+                raise RuntimeError(f"{batch.path}, line {line}: the answer cannot be cut ({what})") from error
+            lines.append(_line(answer, tree, _source(answer, options.source, batch)))
+            rows.append((key, _record_hash(answer.messages, answer.text), _levels(tree), UNDECIDED, False))
             signatures.append(places)
     return _converted(lines, rows, signatures, malformed, len(batch.records))
 
@@ -76,16 +85,16 @@ def keep(batch: Batch, options: ConvertOptions) -> Converted:
     lines, rows, signatures = [], [], []
     for line, raw in zip(batch.lines, batch.records, strict=True):
         try:
-            record = TreeRecord.from_dict(json.loads(raw))
-        except ValueError as error:
+            plain = json.loads(raw)
+            record = TreeRecord.from_dict(plain)
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{batch.path}, line {line}: {error}") from error
         words = normalized_words(_opening(record.messages))
         side = HELDOUT if record.split == "heldout" else TRAIN
-        lines.append(raw if raw.endswith(b"\n") else raw + b"\n")
-        forked = record.tree.next is not None
-        rows.append(
-            (prompt_key(words, options.seed), _record_hash(record.messages, record.tree.text), forked, side, True)
-        )
+        raw = raw.strip()
+        lines.append(json_line(plain) if b"\n" in raw else raw + b"\n")
+        whole = _record_hash(record.messages, record.tree.text)
+        rows.append((prompt_key(words, options.seed), whole, min(record.tree.depth, 255), side, True))
         signatures.append(signature(words))
     return _converted(lines, rows, signatures, [], len(batch.records))
 
@@ -102,16 +111,37 @@ def _opening(messages: list[Message]) -> str:
     return next((message["content"] for message in messages if message["role"] == "user"), "")
 
 
-def _tree(answer: Answer, options: ForkOptions, place: str) -> list[dict[str, Any]]:
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of a record. Of a key that stands twice Python would drop the first value without a word."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for place, key in enumerate(keys) if key in keys[:place])
+        raise MalformedRecord(f"the key {twice!r:.40} stands twice in an object")
+    return found
+
+
+def _tree(answer: Answer, options: ForkOptions) -> list[dict[str, Any]]:
     prompt = "\n".join(message["content"] for message in answer.messages)
     tree = paragraphs(answer.text, prompt, options)
     if _joined(tree) != answer.text:
-        raise RuntimeError(f"{place}: the tree does not give the answer back; this is a fault of the rules")
+        raise ValueError("its tree does not give it back; this is a fault of the rules")
     return tree
+
+
+def _levels(tree: list[dict[str, Any]]) -> int:
+    """Levels of branches, the trunk counted, as in ``ParagraphTree.depth``."""
+    return 1 + max((_levels(piece["detail"]) for piece in tree if "detail" in piece), default=0)
 
 
 def _joined(tree: list[dict[str, Any]]) -> str:
     return "".join(piece["text"] + (_joined(piece["detail"]) if "detail" in piece else "") for piece in tree)
+
+
+def _source(answer: Answer, chosen: str | None, batch: Batch) -> str:
+    """The source that was asked for, else the record's own, else that of its file."""
+    own = answer.extra.get("source")
+    return chosen if chosen is not None else own if isinstance(own, str) and own else batch.source
 
 
 def _line(answer: Answer, tree: list[dict[str, Any]], source: str) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 from apar.data.records import Message
@@ -42,9 +43,7 @@ def answers(record: Any, *, last_only: bool = False) -> list[Answer]:
     """
     if not isinstance(record, dict):
         raise MalformedRecord(f"expected an object, got {type(record).__name__}")
-    extra = {
-        key: value for key, value in record.items() if key not in _USED and isinstance(value, (str, int, float, bool))
-    }
+    extra = {key: value for key, value in record.items() if key not in _USED and _is_plain(value)}
     for key in ("messages", "conversations", "conversation"):
         if record.get(key) is not None:
             found = _turns(_messages(record[key], key, record.get("system")), extra)
@@ -60,7 +59,7 @@ def _turns(messages: list[Message], extra: dict[str, Any]) -> list[Answer]:
     found = []
     asked = False
     for number, message in enumerate(messages):
-        asked |= message["role"] == "user"
+        asked |= message["role"] == "user" and bool(message["content"].strip())
         if message["role"] == "assistant" and asked:
             if not message["content"].strip():
                 raise MalformedRecord(f"message {number + 1}: the answer is empty")
@@ -77,13 +76,25 @@ def _messages(items: Any, key: str, system: Any = None) -> list[Message]:
     for number, item in enumerate(items, 1):
         if not isinstance(item, dict):
             raise MalformedRecord(f"{key}: message {number} is {_kind(item)}, expected an object")
-        name = item.get("role", item.get("from"))
+        name = _first(item, "role", "from")
         role = _ROLES.get(name.lower()) if isinstance(name, str) else None
         if role is None:
             raise MalformedRecord(f"{key}: message {number} has the role {name!r:.40}, expected user, assistant, ...")
-        content = item.get("content", item.get("value"))
+        if item.get("tool_calls") or item.get("function_call"):
+            raise MalformedRecord(f"{key}: message {number} calls a tool, which is more than its text")
+        content = _first(item, "content", "value")
         messages.append({"role": role, "content": _text(content, f"{key}: message {number}")})
     return messages
+
+
+def _first(item: dict[str, Any], *keys: str) -> Any:
+    """The value of the first key that has one: tables with the columns of several formats fill the others with null."""
+    return next((item[key] for key in keys if item.get(key) is not None), None)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value can stand in any JSON file: not NaN, which Python alone writes and reads."""
+    return math.isfinite(value) if isinstance(value, float) else isinstance(value, (str, int))
 
 
 def _text(content: Any, place: str) -> str:

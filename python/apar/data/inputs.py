@@ -11,6 +11,7 @@ import gzip
 import json
 import os
 import re
+import stat
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ _BATCH_BYTES = 1 << 20
 _LARGEST_RECORD = 1 << 28  # characters of one element of an array
 _SPACE = re.compile(r"[\s,]*")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_GZIP_MAGIC = b"\x1f\x8b"
 
 
 class UnreadableInput(ValueError):
@@ -45,6 +47,9 @@ def check_inputs(inputs: list[str]) -> None:
             _import_datasets(name)
             continue
         try:
+            kind = os.stat(name).st_mode
+            if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+                continue  # what is read from a pipe is gone
             raw, file = _open(name)
             with raw, file:
                 file.read(1)
@@ -53,7 +58,7 @@ def check_inputs(inputs: list[str]) -> None:
 
 
 def input_bytes(inputs: list[str]) -> int:
-    """Bytes of all files, as they lie on the disk."""
+    """Bytes of all files, as they lie on the disk; 0 of a pipe and of the Hub."""
     return sum(os.path.getsize(name) for name in inputs if not name.startswith(HUB))
 
 
@@ -64,20 +69,23 @@ def source_name(name: str) -> str:
     return Path(name).name.removesuffix(".gz").removesuffix(".jsonl").removesuffix(".json")
 
 
-def read_batches(name: str, source: str | None = None) -> Iterator[Batch]:
+def read_batches(name: str) -> Iterator[Batch]:
     """The records of an input, about a megabyte at a time.
 
     Raises:
         UnreadableInput: the input breaks off or is no JSON; what came before has been given out.
     """
-    source = source_name(name) if source is None else source
+    source = source_name(name)
     if name.startswith(HUB):
         yield from _batched(_hub_records(name), source, name)
         return
     try:
         raw, file = _open(name)
         with raw, file:
-            head = file.peek(1 << 16)[: 1 << 16] if hasattr(file, "peek") else b""
+            head = file.peek(1 << 16)
+            encoding = json.detect_encoding(head)
+            if not encoding.startswith("utf-8"):
+                raise UnreadableInput(f"{name} looks like {encoding.upper()}, expected UTF-8 (iconv can convert it)")
             head = head.removeprefix(_BYTE_ORDER_MARK).lstrip()
             if head[:1] == b"[" or (head[:1] == b"{" and _is_spread_over_lines(head)):
                 yield from _batched(_array_elements(name, file), source, name, raw)
@@ -90,7 +98,12 @@ def read_batches(name: str, source: str | None = None) -> Iterator[Batch]:
 def _open(name: str) -> tuple[BinaryIO, Any]:
     """The file on the disk, which tells how far reading has come, and what to read from."""
     raw = open(name, "rb")  # noqa: SIM115 (closed by the caller)
-    return raw, gzip.GzipFile(fileobj=raw) if name.endswith(".gz") else raw
+    compressed = name.endswith(".gz") or raw.peek(2).startswith(_GZIP_MAGIC)
+    return raw, gzip.GzipFile(fileobj=raw) if compressed else raw
+
+
+def _position(raw: BinaryIO | None) -> int:
+    return raw.tell() if raw is not None and raw.seekable() else 0
 
 
 def _is_spread_over_lines(head: bytes) -> bool:
@@ -104,9 +117,9 @@ def _line_batches(file: Any, raw: BinaryIO, source: str, path: str) -> Iterator[
     while lines := file.readlines(_BATCH_BYTES):
         if number == 1:
             lines[0] = lines[0].removeprefix(_BYTE_ORDER_MARK)
-        filled = [(place, line) for place, line in enumerate(lines, number) if not line.isspace()]
+        filled = [(place, line) for place, line in enumerate(lines, number) if line and not line.isspace()]
         if filled:
-            yield Batch(source, path, [place for place, _ in filled], [line for _, line in filled], raw.tell())
+            yield Batch(source, path, [place for place, _ in filled], [line for _, line in filled], _position(raw))
         number += len(lines)
 
 
@@ -121,31 +134,37 @@ def _batched(
         batch.append(record)
         size += len(record)
         if size >= _BATCH_BYTES:
-            yield Batch(source, path, lines, batch, raw.tell() if raw else 0)
+            yield Batch(source, path, lines, batch, _position(raw))
             lines, batch, size = [], [], 0
     if batch:
-        yield Batch(source, path, lines, batch, raw.tell() if raw else 0)
+        yield Batch(source, path, lines, batch, _position(raw))
 
 
 def _array_elements(path: str, file: Any) -> Iterator[tuple[int, bytes]]:
     """(line, bytes) of the elements of an array, or of objects that follow each other, without reading it whole."""
-    decode = json.JSONDecoder().raw_decode
+    decode = json.JSONDecoder(parse_int=str).raw_decode  # numbers of any length: only the end is looked for
     reader = codecs.getincrementaldecoder("utf-8-sig")()
     buffer, place, line = "", 0, 1
     at_end = False
     closing: str | None = None  # what ends the file's value: "]" of an array, "" where objects follow each other
+    closed = False
     wanted = _BATCH_BYTES
     while True:
         space = _SPACE.match(buffer, place).end()
         line += buffer.count("\n", place, space)
         place = space
         if place < len(buffer):
+            if closed:
+                what = "more stands behind the end of the array, expected one array or one object a line"
+                raise UnreadableInput(f"{path}, line {line}: {what}")
             if closing is None:
                 closing = "]" if buffer[place] == "[" else ""
                 place += len(closing)
                 continue
             if buffer[place] == closing:
-                return
+                closed = True
+                place += 1
+                continue
             try:
                 _, end = decode(buffer, place)
                 # A number at the end of the buffer may go on behind it; objects end with their bracket.
@@ -160,8 +179,10 @@ def _array_elements(path: str, file: Any) -> Iterator[tuple[int, bytes]]:
                     broken = line + buffer.count("\n", place, error.pos)
                     what = "it breaks off" if at_end and unfinished else "broken JSON"
                     raise UnreadableInput(f"{path}, line {broken}: {what} ({error.msg})") from error
+            except RecursionError as error:
+                raise UnreadableInput(f"{path}, line {line}: the JSON is nested too deeply") from error
         elif at_end:
-            if closing:
+            if closing and not closed:
                 raise UnreadableInput(f"{path}, line {line}: it breaks off, the array is not closed")
             return
         try:

@@ -20,7 +20,7 @@ def estimate_tokens(text: str) -> int:
     return sum(1 for _ in _PIECE.finditer(text))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class TreeShape:
     """Numbers of a tree. Control tokens are not counted, a child starts in the step in which its parent forks.
 

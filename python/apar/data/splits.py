@@ -15,6 +15,8 @@ _BANDS = 16
 _ROWS = PERMUTATIONS // _BANDS
 _SHINGLE_WORDS = 3
 _MOST_WORDS = 2000
+_FEW_PROMPTS = 20
+_USUAL_SHARE = 0.01
 _WORD = re.compile(r"\w+")
 _random = np.random.default_rng(20240112)
 _FACTORS = _random.integers(1, 2**63, PERMUTATIONS, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
@@ -50,7 +52,9 @@ def near_duplicates(signatures: np.ndarray, similarity: float) -> np.ndarray:
 
     signatures: uint32 [n, 64], may be mapped from a file. similarity: the estimated share of common runs of words from
     which two prompts count as alike, 0 to 1. Of pairs as alike as 0.7 1 % are missed, as alike as 0.8 almost none.
+    Where many prompts share much, a preamble, two count as alike only if what else they say is half as much alike, too.
     """
+    usual = _usual_places(signatures)
     parent = np.arange(len(signatures), dtype=np.int32)  # narrow types: there may be millions
     for band in range(_BANDS):
         hashes = np.zeros(len(signatures), np.uint32)
@@ -68,10 +72,38 @@ def near_duplicates(signatures: np.ndarray, similarity: float) -> np.ndarray:
         for other in (run_first[same], same - 1):  # with the first of the run, and with the one before
             for begin in range(0, len(same), 1 << 16):
                 left, right = order[other[begin : begin + (1 << 16)]], order[same[begin : begin + (1 << 16)]]
-                alike = (signatures[left] == signatures[right]).mean(axis=1) >= similarity
+                equal = signatures[left] == signatures[right]
+                alike = equal.mean(axis=1) >= similarity
+                if usual is not None:
+                    alike &= _is_content_alike(equal, usual[left] & usual[right], similarity / 2)
                 for one, two in zip(left[alike].tolist(), right[alike].tolist(), strict=True):
                     _join(parent, one, two)
     return np.fromiter((_root(parent, place) for place in range(len(parent))), np.int32, len(parent))
+
+
+def _usual_places(signatures: np.ndarray) -> np.ndarray | None:
+    """uint64 [n], a bit for every place of a signature: whether its run of words stands in many prompts.
+
+    Many: so many that their side of the split would decide about its sizes. None: there are no such runs.
+    """
+    many = max(_FEW_PROMPTS, int(_USUAL_SHARE * len(signatures)))
+    usual = None
+    for place in range(PERMUTATIONS if len(signatures) > many else 0):
+        values = signatures[:, place]
+        ordered = np.sort(values)
+        frequent = np.unique(ordered[many:][ordered[many:] == ordered[:-many]])
+        if len(frequent):
+            usual = np.zeros(len(signatures), np.uint64) if usual is None else usual
+            usual |= np.isin(values, frequent).astype(np.uint64) << np.uint64(place)
+    return usual
+
+
+def _is_content_alike(equal: np.ndarray, both_usual: np.ndarray, similarity: float) -> np.ndarray:
+    """Whether pairs are alike, bool [n], in the places that are not usual in both; where all are, they are."""
+    counts = ~np.unpackbits(both_usual.astype("<u8").view(np.uint8).reshape(-1, 8), axis=1, bitorder="little").view(
+        bool
+    )
+    return (equal & counts).sum(axis=1) >= similarity * counts.sum(axis=1)
 
 
 def choose_sides(keys: np.ndarray, groups: np.ndarray, fixed: np.ndarray, heldout: float) -> np.ndarray:

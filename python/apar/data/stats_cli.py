@@ -41,6 +41,10 @@ def _stats(options: argparse.Namespace) -> int:
         records = (record for record in records if str(record.to_dict().get(key)) == value)
     shapes = measure(records, by=options.by, count_tokens=count_tokens)
     summaries = {name: one.summary() for name, one in shapes.items()}
+    if options.only is not None and not any(one.records for one in summaries.values()):
+        raise ValueError(f"--only: no record has {options.only}")
+    if options.by not in ("source", "split") and list(summaries) == [""]:
+        raise ValueError(f"--by: no record has a value {options.by!r}")
     if options.plot:
         draw(shapes, options.plot)
     print(json.dumps({name: one.to_dict() for name, one in summaries.items()}) if options.json else table(summaries))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import gzip
 import json
+import os
 import sys
 import types
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from apar.cli import main
 from apar.data import inputs as inputs_module
 from apar.data import read_trees
-from apar.data.build import BuildOptions, build
+from apar.data.build import BuildOptions, build, report_lines
 from apar.data.forks import ForkOptions
 from apar.data.formats import MalformedRecord, answers
 from apar.data.inputs import UnreadableInput, read_batches
@@ -59,6 +60,11 @@ USER, BOT = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": 
         ({"messages": [BOT, USER, BOT], "system": "x"}, [(3, "Hello")]),
         ({"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]}, [(1, "Hello")]),
         ({"conversation": [{"role": "system", "content": "x"}, USER, BOT, USER]}, [(2, "Hello")]),
+        ({"messages": [{"role": "user", "content": " "}, BOT, USER, BOT]}, [(3, "Hello")]),
+        ({"messages": None, "prompt": "Hi", "response": "Hello", "score": float("nan"), "id": 3}, [(1, "Hello")]),
+        ({"conversations": [{"from": "human", "value": "Hi", "role": None, "content": None},
+                            {"role": "assistant", "content": "Hello", "from": None, "tool_calls": []}]},
+         [(1, "Hello")]),
     ],
 )  # fmt: skip
 def test_formats(record: dict, expected: list) -> None:
@@ -88,6 +94,7 @@ def test_formats(record: dict, expected: list) -> None:
         ({"messages": ["x"]}, "message 1 is str 'x'"),
         ({"messages": [USER, {"role": "assistant", "content": None}]}, "message 2: expected text, got nothing"),
         ({"messages": [USER, {"role": "assistant", "content": ""}]}, "message 2: the answer is empty"),
+        ({"messages": [USER, {**BOT, "tool_calls": [{}]}]}, "message 2 calls a tool"),
     ],
 )
 def test_malformed_records(record: object, message: str) -> None:
@@ -119,16 +126,52 @@ def test_objects_over_several_lines_and_byte_order_marks(tmp_path) -> None:
     assert sum(len(batch.records) for batch in read_batches(str(path))) == 3
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps(pairs(1)[0]).encode())
     assert build([str(path)], tmp_path / "out").written == 1
+    path.write_bytes(b"\xef\xbb\xbf")
+    assert build([str(path)], tmp_path / "out").written == 0
     path.write_bytes(b"")
     assert build([str(path)], tmp_path / "out").written == 0
     assert list(read_trees(tmp_path / "out")) == []
+
+
+def test_compressed_files_and_pipes_by_any_name(tmp_path) -> None:
+    path = tmp_path / "chat.jsonl"
+    path.write_bytes(gzip.compress(json.dumps(pairs(1)[0]).encode()))
+    assert build([str(path)], tmp_path / "out").written == 1
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "wb") as pipe:
+        pipe.writelines(json.dumps(record).encode() + b"\n" for record in pairs(20))
+    assert build([f"/dev/fd/{reading}"], tmp_path / "out").written == 20
+    os.close(reading)
+
+
+@pytest.mark.parametrize("form", ["lines", "array"])
+def test_odd_json_is_counted_and_stops_nothing(tmp_path, form: str) -> None:
+    good = json.dumps(pairs(1)[0])
+    odd = [
+        '{"prompt": "a", "response": "b", "response": "c"}',
+        '{"prompt": "a", "response": "b", "long": %s}' % ("9" * 5000),
+        "3",
+    ]
+    path = tmp_path / "chat.json"
+    path.write_text("\n".join([good, *odd, good]) if form == "lines" else f"[{','.join([good, *odd, good])},]")
+    report = build([str(path)], tmp_path / "out")
+    assert (report.written, report.malformed) == (2, 3)
+    reasons = [json.loads(line)["reason"] for line in Path(report.malformed_list).read_text().splitlines()]
+    assert "the key 'response' stands twice" in reasons[0]
+
+
+def test_records_keep_their_own_source_unless_one_is_given(tmp_path) -> None:
+    path = write(tmp_path / "mix.jsonl", [{**pairs(1)[0], "source": source} for source in ("a", "", 3)])
+    for given, expected in ((None, ["a", "mix", "mix"]), ("mine", ["mine"] * 3)):
+        build([path], tmp_path / "out", BuildOptions(source=given))
+        assert [tree.source for tree in read_trees(tmp_path / "out")] == expected
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_records_become_trees(tmp_path, monkeypatch, workers: int) -> None:
     monkeypatch.setattr("apar.data.build._SMALL_INPUT_BYTES", 0)
     path = write(
-        tmp_path / "tips.jsonl", [{**pairs(1)[0], "id": 7, "source": "x"}, {"messages": [USER, BOT, USER, BOT]}]
+        tmp_path / "tips.jsonl", [{**pairs(1)[0], "id": 7, "score": None}, {"messages": [USER, BOT, USER, BOT]}]
     )
     report = build([path], tmp_path / "trees.jsonl.gz", BuildOptions(heldout=0, workers=workers))
     trees = list(read_trees(tmp_path / "trees.jsonl.gz"))
@@ -188,6 +231,10 @@ def test_malformed_records_are_listed_with_their_lines(tmp_path, capsys) -> None
         (b'[\n{"prompt": "a", "response": "b"},\n{"prompt": }, {"prompt": "c", "response": "d"}]', "a.json",
          "line 3: broken JSON"),
         (b'[{"prompt": "\xff\xfe"}]', "a.json", "not UTF-8"),
+        (b'[{"prompt": "a", "response": "b"}]\n[]', "a.json", "line 2: more stands behind the end of the array"),
+        (b"[\n" + b"[" * 100_000, "a.json", "line 2: the JSON is nested too deeply"),
+        (json.dumps(pairs(1)).encode("utf-16"), "a.json", "looks like UTF-16, expected UTF-8"),
+        (b"# Title\n\ntext\n", "a.md", "none of the 2 records can be used"),
     ],
 )  # fmt: skip
 def test_unreadable_inputs_stop_and_nothing_is_lost(tmp_path, content: bytes | None, name: str, message: str) -> None:
@@ -198,10 +245,13 @@ def test_unreadable_inputs_stop_and_nothing_is_lost(tmp_path, content: bytes | N
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content)
+    inputs = [str(path)] if name.endswith(".md") else [good, str(path)]
     with pytest.raises(UnreadableInput, match=message):
-        build([good, str(path)], out)
+        build(inputs, out)
     assert out.read_bytes() == before
-    assert {entry.name for entry in tmp_path.iterdir()} <= {"good.jsonl", "trees.jsonl", name}
+    listed = "trees.jsonl.malformed.jsonl"
+    assert {entry.name for entry in tmp_path.iterdir()} - {listed} <= {"good.jsonl", "trees.jsonl", name}
+    assert (tmp_path / listed).exists() == name.endswith(".md")
 
 
 def test_a_full_disk_and_an_interruption_leave_what_was_there(tmp_path, monkeypatch) -> None:
@@ -213,10 +263,53 @@ def test_a_full_disk_and_an_interruption_leave_what_was_there(tmp_path, monkeypa
             raise error
 
         monkeypatch.setattr("apar.data.build._write_chosen", fail)
-        with pytest.raises(type(error)):
+        with pytest.raises(type(error)) as raised:
             build([path], out)
+        assert not isinstance(error, OSError) or raised.value.filename == str(out)
         assert out.read_text() == "before"
         assert {entry.name for entry in tmp_path.iterdir()} == {"in.jsonl", "out"}
+
+
+def killed(*_) -> None:
+    os._exit(9)
+
+
+def test_a_process_that_is_killed_says_where(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("apar.data.build._SMALL_INPUT_BYTES", 0)
+    monkeypatch.setattr("apar.data.build.convert", killed)
+    with pytest.raises(RuntimeError, match=r"in.jsonl, line 1 or behind: a process that cuts answers was killed"):
+        build([write(tmp_path / "in.jsonl", pairs(3))], tmp_path / "out", BuildOptions(workers=2))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_an_answer_that_cannot_be_cut_says_where(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("apar.data.convert.paragraphs", lambda *_: [{"text": "other"}])
+    with pytest.raises(RuntimeError, match=r"in.jsonl, line 1: the answer cannot be cut .*does not give it back"):
+        build([write(tmp_path / "in.jsonl", pairs(1))], tmp_path / "out")
+
+
+def test_links_and_devices_stay(tmp_path) -> None:
+    path = write(tmp_path / "in.jsonl", pairs(2))
+    (tmp_path / "link").symlink_to(tmp_path / "far")
+    assert build([path], tmp_path / "link").written == 2
+    assert (tmp_path / "link").is_symlink()
+    assert len(list(read_trees(tmp_path / "far"))) == 2
+    os.mkfifo(tmp_path / "pipe")
+    for target in (tmp_path / "pipe", "/dev/null"):
+        with pytest.raises(ValueError, match="is a device or a pipe, expected the name of a file"):
+            build([path], target)
+    with pytest.raises(ValueError, match=r"x\.malformed\.jsonl is an input, too"):
+        build([write(tmp_path / "x.malformed.jsonl", pairs(1))], tmp_path / "x")
+
+
+def test_the_report_says_how_deep_the_decoder_must_go(tmp_path) -> None:
+    nested = f"1. Sleep:\n   - Bed: {DETAIL}\n   - Night: {DETAIL}\n2. Food: {DETAIL}"
+    path = write(tmp_path / "in.jsonl", [{"prompt": "a", "response": nested}, *pairs(1)])
+    for depth, levels in ((1, 2), (2, 3)):
+        report = build([path], tmp_path / "out", BuildOptions(ForkOptions(max_depth=depth)))
+        assert report.levels == levels == max(tree.tree.depth for tree in read_trees(tmp_path / "out"))
+        assert ("3 levels of branches, the trunk counted" in report_lines(report)) == (levels == 3)
+    assert build([path], tmp_path / "out", BuildOptions(ForkOptions(("bullets",)), append=True)).levels == 3
 
 
 def test_bad_calls(tmp_path, monkeypatch) -> None:
@@ -229,6 +322,9 @@ def test_bad_calls(tmp_path, monkeypatch) -> None:
         build([], tmp_path / "out")
     with pytest.raises(ValueError, match="heldout: expected 0 to 1, got 2"):
         BuildOptions(heldout=2)
+    for value in (float("inf"), float("nan"), -1):
+        with pytest.raises(ValueError, match="negatives: expected a number, at least 0, got"):
+            BuildOptions(negatives=value)
     with pytest.raises(ValueError, match="workers: expected at least 1"):
         BuildOptions(workers=0)
     with pytest.raises(OSError, match="No such file"):
@@ -300,6 +396,17 @@ def test_prompts_that_differ_are_not_taken_for_duplicates() -> None:
     assert len(set(near_duplicates(np.stack([signature([]), signature([])]), 0.7).tolist())) == 1
 
 
+def test_a_preamble_that_many_prompts_share_does_not_make_them_alike() -> None:
+    preamble = [f"p{place}" for place in range(600)]
+    prompts = [preamble + [f"{number}x{place}" for place in range(60)] for number in range(100)]
+    prompts += [[*prompt, "please"] for prompt in prompts[:50]]
+    groups = near_duplicates(np.stack([signature(prompt) for prompt in prompts]), 0.7)
+    assert len(set(groups[:100].tolist())) == 100
+    assert (groups[100:] == groups[:50]).mean() > 0.9
+    few = near_duplicates(np.stack([signature(prompt) for prompt in prompts[:15]]), 0.7)
+    assert set(few.tolist()) == {0}, "their side decides little, so they may stay together"
+
+
 def test_appending_keeps_what_is_there_and_adds_what_is_new(tmp_path) -> None:
     out = tmp_path / "out.jsonl"
     one, two = write(tmp_path / "one.jsonl", pairs(30)), write(tmp_path / "two.jsonl", pairs(50) + pairs(5, False))
@@ -312,6 +419,10 @@ def test_appending_keeps_what_is_there_and_adds_what_is_new(tmp_path) -> None:
     assert (report.known, report.written) == (50, 55)
     assert report.heldout == 35, "the five have prompts that are held out already"
     assert build([one], tmp_path / "new", BuildOptions(append=True)).written == 30
+    array = json.dumps([json.loads(line) for line in before.splitlines()], indent=1)
+    out.write_text(array)
+    assert build([one], out, BuildOptions(append=True)).known == 30
+    assert out.read_text() == before, "kept trees stand on a line each again"
     out.write_text("{}\n")
     with pytest.raises(ValueError, match=r"out.jsonl, line 1: expected messages"):
         build([one], out, BuildOptions(append=True))

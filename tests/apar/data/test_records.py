@@ -107,6 +107,19 @@ def test_bad_lines_are_named(tmp_path: Path, line: str, message: str) -> None:
         list(read_trees(tmp_path / "trees.jsonl"))
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "error", "message"),
+    [
+        ("a.jsonl.gz", b"plain", OSError, "a.jsonl.gz ends or breaks behind line 0: Not a gzipped file"),
+        ("a.jsonl", b"\n" + b"[" * 100_000, ValueError, "a.jsonl, line 2: the JSON is nested too deeply"),
+    ],
+)
+def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes, error: type, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(error, match=message):
+        list(read_trees(tmp_path / name))
+
+
 def test_a_torn_archive_gives_what_is_whole(tmp_path: Path) -> None:
     records = [TreeRecord(str(number), tree_of([{"text": str(number**9)}])) for number in range(20000)]
     path = tmp_path / "trees.jsonl.gz"

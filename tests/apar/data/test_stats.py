@@ -108,6 +108,10 @@ def test_the_command_prints_a_table_or_json_and_draws(tmp_path, capsys) -> None:
     }
     assert main(["data", "stats", str(path), "--only", "x"]) == 1
     assert "--only: expected KEY=VALUE, got 'x'" in capsys.readouterr().err
+    assert main(["data", "stats", str(path), "--only", "source=z"]) == 1
+    assert "--only: no record has source=z" in capsys.readouterr().err
+    assert main(["data", "stats", str(path), "--by", "modle"]) == 1
+    assert "--by: no record has a value 'modle'" in capsys.readouterr().err
     assert main(["data", "stats", str(path), "--tokenizer", "/nowhere"]) == 1
     assert "tokenizer: none found at '/nowhere'" in capsys.readouterr().err
     empty = tmp_path / "empty.jsonl"
