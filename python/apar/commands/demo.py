@@ -114,7 +114,11 @@ def _render(output: Any, report: dict[str, Any], runs: int) -> str:
             "",
             f"{report['branches']} branches: {report['sequential_steps'] / report['steps']:.2f}x fewer steps, "
             f"{report['sequential_seconds'] / report['seconds']:.2f}x faster on this machine "
-            f"({torch.get_num_threads()} threads, median of {runs} runs)",
+            f"({_counted(torch.get_num_threads(), 'thread')}, median of {_counted(runs, 'run')})",
             *differs,
         ]
     )
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number} {thing}{'s' * (number != 1)}"

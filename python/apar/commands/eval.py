@@ -149,9 +149,10 @@ class _Results:
 
         if self._report is None:
             return
-        # The terminal first: it takes what a full disk does not.
-        print(json.dumps(self._report.to_dict()) if self._options.json else table(self._report), flush=True)
-        self._save()
+        try:  # one of the two may fail: a pipe that is closed, a disk that is full
+            print(json.dumps(self._report.to_dict()) if self._options.json else table(self._report), flush=True)
+        finally:
+            self._save()
         if self._options.plot is not None:
             draw(self._report, self._options.plot)
 

@@ -208,6 +208,9 @@ def _title(report: EvalReport) -> str:
     return title
 
 
+_BELOW = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.06), "ncols": 2}  # where a legend hides no bar
+
+
 def draw(report: EvalReport, path: str) -> None:
     """A picture, a PNG file: per category how often answers fork, steps and time saved, KV pages; what is right, way by
     way.
@@ -238,7 +241,7 @@ def draw(report: EvalReport, path: str) -> None:
         axis.axvline(1, color="black", linewidth=0.8)
         axis.set_yticks(list(places), names)
         axis.set(title=title)
-        axis.legend()
+        axis.legend(**_BELOW)
     right = {way: report.summary(way) for way in report.answers}
     if all("details" in summary for summary in right.values()):
         for number, key in enumerate(("details", "exact")):
@@ -250,7 +253,7 @@ def draw(report: EvalReport, path: str) -> None:
             )
         axes[3].set_xticks([place + 0.2 for place in range(len(right))], list(right))
         axes[3].set(title="exactly right", ylim=(0, 1))
-        axes[3].legend(loc="lower right")
+        axes[3].legend(**_BELOW)
     else:
         ways = [way for way in report.answers if way != PARALLEL]
         axes[3].bar(ways, [report.agreement(way, PARALLEL)["similarity"] for way in ways], color="#228833")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import importlib.util
+import io
 import json
 import re
 import time
@@ -13,11 +14,11 @@ from pathlib import Path
 import apar
 import pytest
 from apar.cli import main
-from apar.commands.eval import _read
+from apar.commands.eval import _read, _Results
 from apar.data import write_trees
 from apar.data.synth.check import check_answer
 from apar.eval import EvalPrompt, evaluate, read_prompts
-from apar.eval.report import BASE, PARALLEL, SEQUENTIAL, table
+from apar.eval.report import BASE, PARALLEL, SEQUENTIAL, EvalReport, table
 from apar.eval.run import EvalOptions
 from apar.train.run import train
 from apar.tree import ParagraphTree
@@ -198,6 +199,19 @@ def test_an_interruption_leaves_what_was_answered(tuned: Path, tmp_path: Path, m
     assert "parallel against sequential" in shown.out
     assert shown.err.endswith("apar: interrupted\n")
     assert len(json.loads((tmp_path / "eval.json").read_text())["answers"]) == 2
+
+
+def test_a_terminal_that_went_away_does_not_cost_the_file(tmp_path: Path, monkeypatch) -> None:
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    results = _Results(argparse.Namespace(out=str(tmp_path / "eval.json"), plot=None, json=False))
+    results.update(EvalReport([], {PARALLEL: []}))
+    monkeypatch.setattr("sys.stdout", Closed())
+    with pytest.raises(BrokenPipeError):
+        results.finish()
+    assert json.loads((tmp_path / "eval.json").read_text())["prompts"] == 0
 
 
 def test_only_made_up_answers_are_checked_unless_one_asks_for_it(tmp_path: Path) -> None:
