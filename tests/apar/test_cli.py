@@ -159,6 +159,13 @@ def test_a_wrong_command_line_is_refused_at_once(arguments: list[str], message: 
     assert not imported & {"torch", "transformers"}
 
 
+def test_a_file_that_is_not_there_is_told_at_once() -> None:
+    run, imported = apar("eval", "gone.jsonl")
+    assert (run.returncode, run.stdout) == (1, "")
+    assert "apar: gone.jsonl cannot be read: [Errno 2] No such file" in run.stderr
+    assert not imported & {"torch", "transformers"}
+
+
 def test_data_needs_no_torch(tmp_path: Path) -> None:
     chat, trees = str(tmp_path / "chat.jsonl"), str(tmp_path / "trees.jsonl")
     (tmp_path / "chat.jsonl").write_text('{"prompt": "Tips?", "response": "1. Sleep: go to bed early, every day."}\n')

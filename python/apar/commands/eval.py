@@ -75,6 +75,10 @@ def _eval(options: argparse.Namespace) -> int:
     if options.plot is not None and importlib.util.find_spec("matplotlib") is None:
         raise ValueError("--plot: a picture needs the package matplotlib: pip install 'apar[data]'")
 
+    from apar.data.inputs import check_inputs
+
+    check_inputs(options.prompts)
+
     from apar.data.synth.check import check_answer
     from apar.eval.run import EvalOptions, evaluate
 
