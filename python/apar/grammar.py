@@ -97,7 +97,9 @@ class Grammar:
         if (fork is None) != (child is None):
             raise ValueError(f"grammar: expected both fork and child, or neither; got fork={fork!r}, child={child!r}")
         fork_id = child_id = -1
+        names: tuple[str, str] | None = None
         if fork is not None and child is not None:
+            names = fork, child
             fork_id, child_id = _required_id(tokenizer, "fork", fork), _required_id(tokenizer, "child", child)
         else:
             for fork_name, child_name in KNOWN_CONTROL_TOKENS:
@@ -106,22 +108,24 @@ class Grammar:
                     has, lacks = (fork_name, child_name) if found[0] is not None else (child_name, fork_name)
                     raise ValueError(f"grammar: the tokenizer has {has} but not {lacks}; expected both or neither")
                 if found[0] is not None and found[1] is not None:
+                    names = fork_name, child_name
                     fork_id, child_id = found
-                    if newlines is None and (fork_name, child_name) == PUBLISHED_CONTROL_TOKENS:
-                        newlines = "published"
                     break
+        if newlines is None:
+            newlines = "published" if names == PUBLISHED_CONTROL_TOKENS else "exact"
         if stop_ids is None:
             end_of_sequence = getattr(tokenizer, "eos_token_id", None)
             stop_ids = () if end_of_sequence is None else (end_of_sequence,)
-        return cls(fork_id, child_id, tuple(stop_ids), max_depth, max_children, newlines or "exact")
+        return cls(fork_id, child_id, tuple(stop_ids), max_depth, max_children, newlines)
 
     @classmethod
     def for_model(cls, model: Any, tokenizer: Any, *, max_depth: int | None = None, **options: Any) -> Grammar:
         """``from_tokenizer`` with the stop tokens of the tokenizer and of the model's generation config together.
 
-        Without a tokenizer the control tokens are `fork_token_id` and `child_token_id` of the generation config. Its
-        `fork_newlines` says how the model was tuned to put texts together, its `fork_max_depth` how deep it was tuned
-        to fork: that is ``max_depth`` where it is None, else 2.
+        The control tokens are `fork_token_id` and `child_token_id` of the generation config, where it has them and no
+        names are given: a model may have been tuned with tokens of any name. Its `fork_newlines` says how the model
+        was tuned to put texts together, its `fork_max_depth` how deep it was tuned to fork: that is ``max_depth``
+        where it is None, else 2.
         """
         config = getattr(model, "generation_config", None)
         if getattr(config, "fork_newlines", None) is not None:
@@ -136,12 +140,21 @@ class Grammar:
             }
             grammar = cls(**{name: -1 if token is None else token for name, token in named.items()}, **options)
         else:
+            if options.get("fork") is None and options.get("child") is None:
+                options |= _configured_names(config, tokenizer)
             grammar = cls.from_tokenizer(tokenizer, **options)
         if "stop_ids" in options:
             return grammar
         configured = getattr(config, "eos_token_id", None)
         configured = () if configured is None else (configured,) if isinstance(configured, int) else tuple(configured)
         return dataclasses.replace(grammar, stop_ids=tuple(dict.fromkeys((*grammar.stop_ids, *configured))))
+
+
+def _configured_names(config: Any, tokenizer: Any) -> dict[str, str]:
+    """``fork`` and ``child``, as the tokenizer names the control tokens of a generation config; empty without them."""
+    ids = {name: getattr(config, f"{name}_token_id", None) for name in ("fork", "child")}
+    names = {token: name for name, token in tokenizer.get_vocab().items() if token in ids.values()}
+    return {name: names[token] for name, token in ids.items()} if all(token in names for token in ids.values()) else {}
 
 
 def _token_id(tokenizer: Any, name: str) -> int | None:

@@ -8,7 +8,14 @@ from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import is_protobuf_available, is_sentencepiece_available
 
@@ -54,7 +61,7 @@ def load(
         raise ValueError(
             f"load: no model found at {str(path_or_id)!r}, expected a model folder or a hub id ({error})"
         ) from error
-    _check_architecture(config)
+    check_architecture(config)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path_or_id)
     except Exception as error:  # transformers raises many types here, some of them bare KeyError and TypeError
@@ -72,14 +79,14 @@ def load(
     except (OSError, EOFError, SafetensorError, UnpicklingError) as error:
         raise ValueError(f"load: the weights at {str(path_or_id)!r} cannot be read ({error})") from error
     check_tokenizer(model, tokenizer)
-    _complete_published_tokenizer(tokenizer)
+    complete_published_tokenizer(tokenizer)
     _note_control_tokens(model, tokenizer)
     if device is not None:
         model.to(device)
     return model.eval(), tokenizer
 
 
-def _complete_published_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+def complete_published_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
     """The published models come without a chat template; they were tuned on Vicuna's prompt."""
     vocabulary = tokenizer.get_vocab()
     if tokenizer.chat_template is None and all(name in vocabulary for name in PUBLISHED_CONTROL_TOKENS):
@@ -87,11 +94,11 @@ def _complete_published_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def _note_control_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write the ids of the control tokens to the generation config: `custom_generate`, which gets no tokenizer, looks
-    for them there.
+    """Write the ids of the control tokens to the generation config, unless it has them: `custom_generate`, which gets
+    no tokenizer, looks for them there.
     """
     try:
-        grammar = Grammar.from_tokenizer(tokenizer)
+        grammar = Grammar.for_model(model, tokenizer)
     except ValueError:  # only one of a pair: an error for who wants to fork, not for who wants to load
         return
     if grammar.can_fork:
@@ -116,11 +123,11 @@ def check_model(model: PreTrainedModel) -> None:
 
 def check_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise ValueError where the tokenizer could give ids that the model has no embedding for."""
-    num_embeddings = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > num_embeddings:
+    num_embeddings, num_tokens = model.get_input_embeddings().weight.shape[0], num_token_ids(tokenizer)
+    if num_tokens > num_embeddings:
         raise ValueError(
-            f"tokenizer: it knows {len(tokenizer)} tokens, expected at most {num_embeddings}, the rows of the model's "
-            "embedding; is it another model's tokenizer, or is model.resize_token_embeddings missing?"
+            f"tokenizer: it knows {num_tokens} tokens, expected at most {num_embeddings}, the rows of the "
+            "model's embedding; is it another model's tokenizer, or is model.resize_token_embeddings missing?"
         )
 
 
@@ -132,7 +139,15 @@ def _check_device(device: torch.device | str | None) -> None:
         raise ValueError(f"device: {str(device)!r} cannot be used ({str(error).splitlines()[0]})") from error
 
 
-def _check_architecture(config: AutoConfig) -> None:
+def num_token_ids(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The rows that an embedding needs for a tokenizer; more than it has tokens where ids between them are left out."""
+    return max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=-1))
+
+
+def check_architecture(config: PretrainedConfig) -> None:
+    """Raise UnsupportedModelError for a configuration whose models compute attention by themselves, or keep another
+    state than keys and values.
+    """
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UnsupportedModelError(f"{config.model_type}: transformers has no causal language model of this type")
     attention_windows(config)

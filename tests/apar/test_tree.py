@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 from apar.branch_text import BranchText
@@ -11,6 +12,7 @@ from apar.output import Branch, Stats, make_output
 from apar.tree import ParagraphTree, split_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import GenerationConfig
 
 from tests.apar.tiny_tokenizers import byte_level_tokenizer, sentencepiece_tokenizer
 
@@ -165,6 +167,21 @@ def test_control_tokens_are_found_by_name(control: tuple[str, ...], options: dic
     assert grammar.can_fork == (fork is not None)
     assert grammar.fork_id == (-1 if fork is None else tokenizer.convert_tokens_to_ids(fork))
     assert grammar.stop_ids == (tokenizer.eos_token_id,)
+
+
+def test_a_model_says_which_tokens_it_was_tuned_with() -> None:
+    tokenizer = byte_level_tokenizer(("[Fork]", "[Child]", "<a>", "<b>"))
+    fork, child = tokenizer.convert_tokens_to_ids(["<a>", "<b>"])
+
+    def grammar(**ids: int) -> Grammar:
+        return Grammar.for_model(SimpleNamespace(generation_config=GenerationConfig(**ids)), tokenizer)
+
+    assert (grammar(fork_token_id=fork, child_token_id=child).fork_id, grammar().fork_id) == (fork, fork - 2)
+    assert grammar(fork_token_id=9999, child_token_id=child).fork_id == fork - 2  # of another tokenizer
+    named = Grammar.from_tokenizer(
+        byte_level_tokenizer(("[SplitMask]", "[SplitSop]")), fork="[SplitMask]", child="[SplitSop]"
+    )
+    assert named.newlines == "published"
 
 
 @pytest.mark.parametrize(
