@@ -63,28 +63,28 @@ def packed_attention(
     Args:
         query: [1, Hq, T, D]. key, value: [1, Hkv, T, D].
         attention_mask: made by `training_masks`.
-        scaling: factor of the scores; 1/sqrt(D) if None.
+        scaling: factor of the scores; 1/sqrt(D) if None. softcap, s_aux: see ``tile_attention`` (``sinks`` there).
 
     Returns:
         ([1, T, Hq, D], None).
 
     Raises:
-        ValueError: another mask, or dropout, a soft cap or sinks, which it cannot do.
+        ValueError: another mask, or dropout, which it cannot do.
     """
     if not isinstance(attention_mask, TileMask):
         raise ValueError(
             f"attention {TILE_ATTENTION!r}: expected a mask made by training_masks, got {attention_mask!r:.60}"
         )
-    if softcap is not None or s_aux is not None or (dropout and module.training):
+    if dropout and module.training:
         raise ValueError(
-            f"{type(module).__name__}: attention {TILE_ATTENTION!r} has no dropout, soft caps or sinks; "
-            f"expected none of them, or a GPU and attention {FLEX_ATTENTION!r}"
+            f"{type(module).__name__}: the model's config asks for attention dropout {dropout:g}, expected 0: "
+            "attention over packed trees has none"
         )
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
     # In mixed precision rotary positions give fp32 queries and keys beside bf16 values.
     dtype = attention_mask.tiles[0].mask.dtype if attention_mask.tiles else value.dtype
     query, key, value = (tensor[0].to(dtype) for tensor in (query, key, value))
-    output = tile_attention(query, key, value, attention_mask.tiles, scale)
+    output = tile_attention(query, key, value, attention_mask.tiles, scale, softcap, s_aux)
     return output.transpose(0, 1).unsqueeze(0), None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from apar.train.attention import register
@@ -11,7 +13,7 @@ from apar.train.packing import PackedTree, one_row_per_branch, split_tree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.apar.tiny_models import tiny_model
+from tests.apar.tiny_models import reference_implementation, tiny_model
 from tests.apar.train.trees import random_packed
 
 register()
@@ -19,7 +21,7 @@ register()
 
 def plain_loss(model: torch.nn.Module, trees: list[PackedTree], weighting: str) -> torch.Tensor:
     """The weighted mean over the rows of all branches, each through the model alone, with its own causal attention."""
-    model.set_attn_implementation("sdpa")
+    model.set_attn_implementation(reference_implementation(model.config.model_type))
     total, weights = 0.0, 0.0
     for tree in trees:
         for row in one_row_per_branch(tree):
@@ -50,19 +52,28 @@ def gradients(model: torch.nn.Module, loss: torch.Tensor) -> dict[str, torch.Ten
 def assert_equal_training(model: torch.nn.Module, plain: torch.Tensor, packed: torch.Tensor) -> None:
     assert abs(plain.item() - packed.item()) < 1e-6
     expected, found = gradients(model, plain), gradients(model, packed)
+    largest = max(float(gradient.abs().max()) for gradient in expected.values())
+    assert largest > 1e-3
     for name, gradient in expected.items():
-        assert (gradient - found[name]).abs().max() < 1e-6, name
-    assert max(float(gradient.abs().max()) for gradient in expected.values()) > 1e-3
+        assert (gradient - found[name]).abs().max() < 1e-6 * max(1.0, largest), name
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "mistral"])
-@pytest.mark.parametrize("weighting", ["token", "branch"])
+@pytest.mark.parametrize(
+    ("family", "weighting"),
+    [
+        *itertools.product(["llama", "qwen2", "mistral"], ["token", "branch"]),
+        ("gemma2", "token"),  # a soft cap
+        ("gpt_oss", "branch"),  # sinks
+    ],
+)
 @settings(max_examples=6, deadline=None)
 @given(seeds=st.lists(st.integers(0, 10**6), min_size=1, max_size=4), num_rows=st.integers(1, 2))
 def test_loss_and_gradients_are_those_of_one_row_per_branch(
     family: str, weighting: str, seeds: list[int], num_rows: int
 ) -> None:
     model = tiny_model(family).double()
+    if family == "gpt_oss":
+        model.set_experts_implementation("eager")  # the others have no float64
     trees = [random_packed(seed) for seed in seeds]
     length = max(len(tree) for tree in trees) * len(trees) + 3
     rows = [make_row(trees[number::num_rows], length, weighting) for number in range(num_rows)]
