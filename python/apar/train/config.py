@@ -14,6 +14,10 @@ from apar.train.dataset import TOO_LONG, WEIGHTINGS
 
 PRECISIONS = ("float32", "bfloat16")
 ATTENTIONS = ("auto", "apar_tiles", "flex_attention")
+AT_LEAST_ZERO = (
+    *("log_every", "evaluate_every", "save_every", "keep_checkpoints", "detail_weight", "seed", "max_grad_norm"),
+    *("learning_rate", "min_learning_rate", "warmup_steps", "warmup_ratio", "weight_decay", "beta2"),
+)
 
 
 @dataclasses.dataclass
@@ -26,6 +30,12 @@ class LoraConfig:
     alpha: float = 32.0
     dropout: float = 0.0
     modules: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"lora.rank: expected 1 or more, got {self.rank}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"lora.dropout: expected 0 or more and less than 1, got {self.dropout}")
 
 
 @dataclasses.dataclass
@@ -62,7 +72,7 @@ class TrainConfig:
         output: the folder of the model, with checkpoints in it while training runs.
         save_precision: of the weights in ``output``.
         log_every, evaluate_every, save_every: steps; 0: never (evaluation and saving at the end still happen).
-        keep_checkpoints: the newest ones are kept; 0: none is left after the end.
+        keep_checkpoints: the newest ones are kept; 0: one while training runs, none is left after the end.
         trainer: anything else of transformers.TrainingArguments, by its name there (fsdp, dataloader_num_workers ...).
     """
 
@@ -120,9 +130,17 @@ class TrainConfig:
         for name in ("length", "rows", "accumulate", "heldout_limit"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected 1 or more, got {getattr(self, name)}")
-        for name in ("log_every", "evaluate_every", "save_every", "keep_checkpoints", "detail_weight"):
-            if getattr(self, name) < 0:
+        for name in AT_LEAST_ZERO:
+            if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+        for name, limit in (("beta2", 1), ("warmup_ratio", 1), ("seed", 1 << 32)):
+            if getattr(self, name) >= limit:
+                raise ValueError(f"{name}: expected less than {limit}, got {getattr(self, name)}")
+        if self.min_learning_rate and (self.schedule != "cosine" or self.min_learning_rate > self.learning_rate):
+            raise ValueError(
+                f"min_learning_rate: expected at most learning_rate, and schedule cosine; got {self.min_learning_rate} "
+                f"with learning_rate={self.learning_rate}, schedule={self.schedule}"
+            )
         if (self.steps is None) == (self.epochs is None):
             raise ValueError(f"steps, epochs: expected one of them, got steps={self.steps}, epochs={self.epochs}")
         for name in ("steps", "epochs", "threads"):
@@ -145,14 +163,14 @@ def load_config(path: str | os.PathLike[str]) -> TrainConfig:
     """Read a YAML file.
 
     Raises:
-        ValueError: it is no YAML, or a key is unknown, missing or of the wrong kind; the text names it.
+        ValueError: it is no YAML, or a key is unknown, missing, there twice or of the wrong kind; the text names it.
         OSError: the file cannot be read.
     """
     import yaml
 
     path = Path(path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _yaml_loader())  # noqa: S506: it is a safe one
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a YAML file ({error})") from error
     try:
@@ -160,6 +178,23 @@ def load_config(path: str | os.PathLike[str]) -> TrainConfig:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return _with_paths(config, path.parent)
+
+
+def _yaml_loader() -> type[Any]:
+    import yaml
+
+    class UniqueKeys(yaml.SafeLoader):
+        """YAML forbids a key twice in a mapping; the loaders of yaml take the last one."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            keys = [key.value for key, _ in node.value]
+            for number, key in enumerate(keys):
+                if key in keys[:number]:
+                    where = node.value[number][0].start_mark
+                    raise yaml.constructor.ConstructorError(problem=f"{key}: is there twice", problem_mark=where)
+            return super().construct_mapping(node, deep)
+
+    return UniqueKeys
 
 
 def from_dict(kind: type[Any], values: Any, prefix: str = "") -> Any:

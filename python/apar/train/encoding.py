@@ -91,9 +91,13 @@ class TreeEncoder:
 
     def _encode_prompts(self, records: Sequence[TreeRecord]) -> list[list[int]]:
         """As `apar.generate` encodes them: messages by the chat template, texts as they are where there is none."""
-        if getattr(self._tokenizer, "chat_template", None) is None and all(
-            isinstance(record.prompt, str) for record in records
-        ):
+        if getattr(self._tokenizer, "chat_template", None) is None:
+            for number, record in enumerate(records):
+                if not isinstance(record.prompt, str):
+                    raise ValueError(
+                        f"chat_template: the tokenizer has no chat template, and record {self.counts.records + number} "
+                        'is a list of messages; expected "vicuna" or a file'
+                    )
             return self._tokenizer([record.prompt for record in records])["input_ids"]
         texts = [
             apply_chat_template(self._tokenizer, record.messages, self.counts.records + number)

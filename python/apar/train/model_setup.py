@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PretrainedConfig
 
 from apar.grammar import KNOWN_CONTROL_TOKENS, Grammar
+from apar.loading import check_architecture, complete_published_tokenizer, num_token_ids
 from apar.templates import TEMPLATES
-from apar.train.config import LoraConfig, TrainConfig
+from apar.train.config import LoraConfig, TrainConfig, nearest
 
 # What the control tokens stand for; their embeddings start at the mean of these words' embeddings.
 RELATED_WORDS = {
     "fork": ("\n", ":", " list", " next", " then", " branch", " also"),
     "child": (":", " detail", " because", " is", " means", " explain", "-"),
 }
+
+# Keys that models look for in a configuration whose class does not have them.
+READ_WHERE_GIVEN = {"head_dim"}
 
 
 def load_tokenizer(config: TrainConfig) -> tuple[Any, Grammar]:
@@ -35,6 +42,7 @@ def load_tokenizer(config: TrainConfig) -> tuple[Any, Grammar]:
         _add_tokens(tokenizer, missing)
     if tokenizer.eos_token_id is None:
         raise ValueError(f"tokenizer: {source!r} has no end-of-sequence token, expected one: it ends every branch")
+    complete_published_tokenizer(tokenizer)
     if config.chat_template is not None:
         tokenizer.chat_template = _chat_template(config.chat_template)
     return tokenizer, Grammar.from_tokenizer(tokenizer, fork=names[0], child=names[1])
@@ -46,24 +54,15 @@ def load_model(config: TrainConfig, tokenizer: Any, grammar: Grammar) -> Any:
     Embeddings of control tokens start at the mean of related words' embeddings, in the input and, where it is not the
     same tensor, in the output. A new model is drawn from ``config.seed``.
 
-    Raises ValueError: the model is not found or cannot be as the config asks.
+    Raises:
+        ValueError: the model is not found or cannot be as the config asks.
+        UnsupportedModelError: an architecture without exchangeable attention, found before any weight is read.
     """
+    torch.manual_seed(config.seed)  # whatever is drawn: a new model, rows of the embedding, low-rank additions
     if isinstance(config.model, dict):
-        model = _new_model(config.model["config"], tokenizer, config.seed)
+        model = _new_model(config.model["config"], tokenizer)
     else:
-        try:
-            model = AutoModelForCausalLM.from_pretrained(config.model, dtype=torch.float32)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"model: none found at {config.model!r} ({error})") from error
-        known = model.get_input_embeddings().weight.shape[0]
-        if len(tokenizer) > known:
-            try:
-                model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-            except (NotImplementedError, ValueError, RuntimeError) as error:
-                raise ValueError(
-                    f"model: {config.model!r} has {known} embeddings and takes no more, expected room for the "
-                    f"{len(tokenizer)} tokens of the tokenizer ({error})"
-                ) from error
+        model = _saved_model(config.model, num_token_ids(tokenizer))
         _start_control_embeddings(
             model, tokenizer, grammar, AutoTokenizer.from_pretrained(config.tokenizer or config.model)
         )
@@ -123,22 +122,57 @@ def _chat_template(name_or_path: str) -> str:
         ) from error
 
 
-def _new_model(values: dict[str, Any], tokenizer: Any, seed: int) -> Any:
-    values = dict(values)
-    model_type = values.pop("model_type")
-    special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    special["pad_token_id"] = tokenizer.pad_token_id
-    vocab_size = values.pop("vocab_size", len(tokenizer))
-    if vocab_size < len(tokenizer):
-        raise ValueError(
-            f"model.config.vocab_size: {vocab_size}, expected at least {len(tokenizer)}, the tokenizer's size"
+def _saved_model(path_or_id: str, num_tokens: int) -> Any:
+    """With at least ``num_tokens`` embeddings: spare ones are kept."""
+    not_found = f"model: none found at {path_or_id!r}"
+    with _errors_as(not_found, OSError, ValueError):
+        config = AutoConfig.from_pretrained(path_or_id)
+    check_architecture(config)
+    with _errors_as(not_found, OSError, ValueError):
+        model = AutoModelForCausalLM.from_pretrained(path_or_id, dtype=torch.float32)
+    known = model.get_input_embeddings().weight.shape[0]
+    if num_tokens > known:
+        no_room = (
+            f"model: {path_or_id!r} has {known} embeddings and takes no more, expected room for the "
+            f"{num_tokens} tokens of the tokenizer"
         )
-    try:
-        config = AutoConfig.for_model(model_type, **{"vocab_size": vocab_size, **special, **values})
-        torch.manual_seed(seed)
+        with _errors_as(no_room, NotImplementedError, ValueError, RuntimeError):
+            model.resize_token_embeddings(num_tokens, mean_resizing=False)
+    return model
+
+
+def _new_model(values: dict[str, Any], tokenizer: Any) -> Any:
+    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    num_tokens = num_token_ids(tokenizer)
+    values = {"vocab_size": num_tokens, **special, **values}
+    if not isinstance(values["vocab_size"], int) or values["vocab_size"] < num_tokens:
+        raise ValueError(
+            f"model.config.vocab_size: {values['vocab_size']}, expected at least {num_tokens}, the tokenizer's size"
+        )
+    cannot = "model.config: no model can be made of it"
+    errors = (ValueError, TypeError, KeyError, RuntimeError, ZeroDivisionError)
+    with _errors_as(cannot, *errors):
+        config = AutoConfig.for_model(**values)
+    _check_config_keys(config, values)
+    check_architecture(config)
+    with _errors_as(cannot, *errors):
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    except (ValueError, TypeError, KeyError, RuntimeError, ZeroDivisionError) as error:
-        raise ValueError(f"model.config: no model can be made of it ({error})") from error
+
+
+def _check_config_keys(config: PretrainedConfig, values: dict[str, Any]) -> None:
+    """A configuration of transformers takes any key, and keeps what it does not know as an attribute."""
+    known = {field.name for field in dataclasses.fields(config)} | set(config.attribute_map) | READ_WHERE_GIVEN
+    for key in values:
+        if key not in known and key in vars(config):
+            raise ValueError(f"model.config.{key}: unknown key{nearest(key, known)}")
+
+
+@contextlib.contextmanager
+def _errors_as(text: str, *errors: type[Exception]) -> Iterator[None]:
+    try:
+        yield
+    except errors as error:
+        raise ValueError(f"{text} ({error})") from error
 
 
 @torch.no_grad()
@@ -166,7 +200,10 @@ def _start_control_embeddings(model: Any, tokenizer: Any, grammar: Grammar, befo
 
 
 def _with_lora(model: Any, lora: LoraConfig, grammar: Grammar) -> Any:
-    import peft
+    try:
+        import peft
+    except ImportError as error:
+        raise ValueError(f'lora: peft not found ({error}); expected the extra: pip install "apar[train]"') from error
 
     tied = model.get_output_embeddings() is not None and (
         model.get_output_embeddings().weight is model.get_input_embeddings().weight

@@ -65,6 +65,19 @@ def test_there_are_examples() -> None:
         ({"steps": None}, "steps, epochs: expected one of them, got steps=None, epochs=None"),
         ({"epochs": 1}, "steps, epochs: expected one of them, got steps=10, epochs=1.0"),
         ({"steps": 0}, "steps: expected more than 0, got 0"),
+        ({"seed": -1}, "seed: expected 0 or more, got -1"),
+        ({"seed": 2**32}, "seed: expected less than 4294967296"),
+        ({"learning_rate": "-1e-3"}, r"learning_rate: expected 0 or more, got -0\.001"),
+        ({"warmup_steps": -5}, "warmup_steps: expected 0 or more, got -5"),
+        ({"beta2": 1}, r"beta2: expected less than 1, got 1\.0"),
+        (
+            {"min_learning_rate": 1e-6, "schedule": "linear"},
+            "min_learning_rate: .* schedule cosine; got 1e-06",
+        ),
+        ({"min_learning_rate": 1}, r"min_learning_rate: expected at most learning_rate, .* got 1\.0"),
+        ({"lora": {"rank": 0}}, r"lora\.rank: expected 1 or more, got 0"),
+        ({"lora": {"dropout": 1}}, r"lora\.dropout: expected 0 or more and less than 1"),
+        ({"lora": True}, "lora: expected keys and values, got True"),
         ({"fork_token": "<f>"}, "fork_token, child_token: expected both or neither"),
         ({"model": {"config": TINY_LLAMA}}, "tokenizer: expected a folder, since a new model brings none"),
         ({"model": {"konfig": {}}}, r"model.konfig: unknown key, did you mean config\?"),
@@ -83,6 +96,20 @@ def test_missing_keys_are_named(tmp_path: Path) -> None:
         load_config(written(tmp_path, {"model": "m", "steps": 1}))
     with pytest.raises(ValueError, match="output: missing, expected it to be given"):
         from_dict(TrainConfig, {"model": "m", "data": "d", "steps": 1})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("steps: 1\nlength: 2\nsteps: 1", r"not a YAML file \(steps: is there twice"),
+        ("lora: {rank: 1, rank: 2}", "rank: is there twice"),
+        ("- model: m", "config: expected keys and values, got"),
+        ("", "config: expected keys and values, got None"),
+    ],
+)
+def test_mappings_have_each_key_once(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_config(written(tmp_path, text))
 
 
 @pytest.mark.parametrize("text", ["a: [", "just text", "\udcff"])
@@ -106,7 +133,15 @@ def test_the_extra_is_named_where_it_is_missing(monkeypatch, capsys) -> None:
     [
         ({"trainer": {"fsdpp": "full_shard"}}, r"trainer.fsdpp: unknown key, did you mean fsdp\?"),
         ({"trainer": {"learning_rate": 1}}, "trainer.learning_rate: is set by the keys of the config itself"),
+        ({"trainer": {"num_train_epochs": 1}}, r"trainer\.num_train_epochs: cannot be followed here"),
+        ({"trainer": {"adam_epsilon": "tiny"}}, r"trainer\.adam_epsilon: expected a number, got 'tiny'"),
         ({"lora": {"rank": 2}, "trainer": {"fsdp": "full_shard"}}, "lora: cannot be merged from shards"),
+        ({"optimizer": "muon", "trainer": {"fsdp": "full_shard"}}, "optimizer: muon needs whole matrices"),
+        (
+            {"model": {"config": TINY_LLAMA | {"num_hidden_layer": 1}}},
+            r"model\.config\.num_hidden_layer: unknown key, did you mean num_hidden_layers\?",
+        ),
+        ({"model": {"config": {"model_type": "falcon", "hidden_size": 32}}}, "falcon: .* computes attention by itself"),
         ({"schedule": "cosin"}, "config: transformers.TrainingArguments does not take it"),
         ({"optimizer": "adam?"}, "config: transformers.TrainingArguments does not take it"),
         ({"length": 257}, "length: 257 tokens, expected at most 256, the positions of the model"),

@@ -135,7 +135,7 @@ def test_details_without_a_place_become_text(paragraphs: list[dict], expected: l
 def test_messages_need_a_chat_template() -> None:
     tokenizer = byte_level_tokenizer()
     encoder = TreeEncoder(tokenizer, Grammar.from_tokenizer(tokenizer))
-    with pytest.raises(ValueError, match="the tokenizer has no chat template"):
+    with pytest.raises(ValueError, match="chat_template: the tokenizer has no chat template, and record 0 is"):
         list(encoder.encode([record([{"text": "a"}])]))
     # A prompt that is a text needs none.
     [found] = encoder.encode([TreeRecord("How?", ParagraphTree("a"))])

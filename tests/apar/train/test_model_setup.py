@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from apar.templates import TEMPLATES
 from apar.train.model_setup import RELATED_WORDS, load_model, load_tokenizer
+from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tests.apar.tiny_tokenizers import byte_level_tokenizer, sentencepiece_tokenizer
@@ -63,11 +67,55 @@ def test_a_model_that_knows_its_control_tokens_keeps_them(tmp_path: Path) -> Non
     )
 
 
+def test_published_models_have_vicunas_prompt(tmp_path: Path) -> None:
+    byte_level_tokenizer(("[SplitMask]", "[SplitSop]")).save_pretrained(tmp_path)
+    tokenizer, _ = load_tokenizer(tiny_run(tmp_path, tokenizer=str(tmp_path)))
+    assert tokenizer.chat_template == TEMPLATES["vicuna"]
+
+
 def test_names_of_ones_own(tmp_path: Path) -> None:
     config = tiny_run(tmp_path, fork_token="<fork>", child_token="<child>")
     tokenizer, grammar = load_tokenizer(config)
     assert tokenizer.convert_ids_to_tokens([grammar.fork_id, grammar.child_id]) == ["<fork>", "<child>"]
     assert tokenizer("a<fork>b")["input_ids"].count(grammar.fork_id) == 1
+
+
+def test_ids_behind_a_gap_have_embeddings(tmp_path: Path) -> None:
+    """A tokenizer's highest id may be above the number of its tokens."""
+    plain = byte_level_tokenizer((), chat=True)
+    description = json.loads(plain.backend_tokenizer.to_str())
+    last = max(description["model"]["vocab"], key=description["model"]["vocab"].get)
+    description["model"]["vocab"][last] = 350
+    gap = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(description)), eos_token="</s>", chat_template="{{ messages }}"
+    )
+    saved_model(tmp_path, gap)
+    config = tiny_run(tmp_path, model=str(tmp_path), tokenizer=None)
+    tokenizer, grammar = load_tokenizer(config)
+    rows = load_model(config, tokenizer, grammar).get_input_embeddings().weight.shape[0]
+    assert max(tokenizer.get_vocab().values()) < rows
+    tokenizer, grammar = load_tokenizer(new := tiny_run(tmp_path, tokenizer=str(tmp_path)))
+    assert load_model(new, tokenizer, grammar).config.vocab_size == rows
+
+
+def test_low_rank_additions_follow_the_seed(tmp_path: Path) -> None:
+    saved_model(tmp_path, byte_level_tokenizer((), chat=True), tied=False)
+    config = tiny_run(tmp_path, model=str(tmp_path), tokenizer=None, lora={"rank": 2})
+    tokenizer, grammar = load_tokenizer(config)
+    models = []
+    for other in range(2):
+        torch.manual_seed(other)
+        models.append(
+            {name: value.clone() for name, value in load_model(config, tokenizer, grammar).named_parameters()}
+        )
+    assert all(torch.equal(value, models[1][name]) for name, value in models[0].items())
+
+
+def test_low_rank_additions_need_peft(tmp_path: Path, monkeypatch) -> None:
+    config = tiny_run(tmp_path, lora={"rank": 2})
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ValueError, match=r"lora: peft not found .* pip install \"apar\[train\]\""):
+        load_model(config, *load_tokenizer(config))
 
 
 def test_a_new_model_follows_the_seed(tmp_path: Path) -> None:

@@ -118,15 +118,16 @@ def test_rows_of_a_run_do_not_depend_on_its_length() -> None:
 
 @pytest.mark.parametrize("too_long", ["split", "drop"])
 def test_trees_that_are_too_long_are_counted(too_long: str) -> None:
-    # 26 tokens, three details of 6 each; a prompt that fills a row alone; a short one.
+    # 26 tokens, three details of 6 each; a detail that fills a row alone; such a prompt; a short one.
     tree = packed([5] * 3, [[6], [[7] * 4], [6], [[7] * 4], [6], [[7] * 4], []])
-    trees = [tree, packed([5] * 30, [[6]]), packed([5], [[6]])]
+    long_detail = packed([5], [[6], [[7] * 30], [6], [[7]], []])
+    trees = [tree, long_detail, packed([5] * 30, [[6]]), packed([5], [[6]])]
     store = TreeStore(trees, 22, too_long)
     split = too_long == "split"
-    assert store.counts.split_trees == split
-    assert store.counts.dropped_trees == (1 if split else 2)
-    assert store.counts.dropped_branches == 0
-    assert len(store) == (3 if split else 1)
+    assert store.counts.split_trees == (2 if split else 0)
+    assert store.counts.dropped_trees == (1 if split else 3)
+    assert store.counts.dropped_branches == (1 if split else 0)
+    assert len(store) == (4 if split else 1)
     assert store.counts.tokens == store.lengths.sum()
 
 
