@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -52,6 +53,13 @@ class TreeStore:
     def __getitem__(self, number: int) -> PackedTree:
         place = slice(self._begin[number], self._begin[number + 1])
         return PackedTree(self._token_ids[place], self._branch[place])
+
+    def digest(self) -> str:
+        """Of all tokens and their branches: the same for the same trees in the same order."""
+        found = hashlib.blake2b(digest_size=8)
+        for numbers in (self.lengths, self._token_ids, self._branch):
+            found.update(numbers)
+        return found.hexdigest()
 
     def _fitting(self, tree: PackedTree, too_long: str) -> list[PackedTree]:
         if len(tree) <= self.row_length:

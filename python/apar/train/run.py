@@ -25,10 +25,16 @@ from apar.train.dataset import RowDataset, TreeStore
 from apar.train.encoding import TreeEncoder
 from apar.train.log import RunLog
 from apar.train.model_setup import load_model, load_tokenizer, prepare_for_saving
-from apar.train.saving import WRITE_ERRORS, checkpoints, move_files, whole_folder
+from apar.train.resume import check_resumed, run_facts
+from apar.train.saving import WRITE_ERRORS, checkpoints, move_files, whole_folder, write_whole
 from apar.train.trainer import TreeTrainer
 
-_TRAINING_FIELDS = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
+_TRAINING_FIELDS = {field.name: field for field in dataclasses.fields(TrainingArguments) if field.init}
+# What Trainer would do with these, TreeTrainer does not: rows and their order are made beforehand, the loss is its own.
+_WITHOUT_EFFECT = (
+    *("auto_find_batch_size", "data_seed", "deepspeed", "group_by_length", "label_smoothing_factor"),
+    *("load_best_model_at_end", "num_train_epochs", "resume_from_checkpoint", "train_sampling_strategy"),
+)
 SUMMARY_FILE = "training.json"
 
 
@@ -56,6 +62,9 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
     steps = config.steps
     if steps is None:
         steps = max(1, math.ceil(len(RowDataset(stores["train"], seed=config.seed)) * config.epochs / rows_per_step))
+    facts = run_facts(config, stores["train"], rows_per_step)
+    if last is not None:
+        check_resumed(last, facts, steps)
     rows = RowDataset(
         stores["train"],
         num_rows=steps * rows_per_step,
@@ -81,6 +90,7 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
         tokenizer=tokenizer,
         implementation=implementation,
         keep_checkpoints=config.keep_checkpoints,
+        facts=facts,
         optimizer_and_options=(muon.make_muon, muon_options) if config.optimizer == muon.NAME else None,
         callbacks=[log],
     )
@@ -98,7 +108,7 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
         }
         summary["seconds"] = round(time.perf_counter() - started_at, 1)
         summary["save_errors"] = trainer.save_errors
-        (output / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        write_whole(output / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
         if not config.keep_checkpoints:
             for folder in checkpoints(output):
                 shutil.rmtree(folder, ignore_errors=True)
@@ -135,12 +145,27 @@ def _arguments_beside(config: TrainConfig) -> dict[str, Any]:
     ours = set(_arguments_of(config, 1, False))
     for name in config.trainer:
         if name not in _TRAINING_FIELDS:
-            raise ValueError(f"trainer.{name}: unknown key{nearest(name, _TRAINING_FIELDS)}")
+            raise ValueError(f"trainer.{name}: unknown key{nearest(str(name), _TRAINING_FIELDS)}")
         if name in ours:
             raise ValueError(f"trainer.{name}: is set by the keys of the config itself, expected none")
-    if config.lora is not None and config.trainer.get("fsdp"):
-        raise ValueError("lora: cannot be merged from shards, expected no trainer.fsdp")
-    return config.trainer
+        if name in _WITHOUT_EFFECT:
+            raise ValueError(f"trainer.{name}: cannot be followed here, expected none")
+    if config.trainer.get("fsdp"):
+        if config.lora is not None:
+            raise ValueError("lora: cannot be merged from shards, expected no trainer.fsdp")
+        if config.optimizer == muon.NAME:
+            raise ValueError("optimizer: muon needs whole matrices, expected no trainer.fsdp")
+    return {name: _number_if_asked(name, value) for name, value in config.trainer.items()}
+
+
+def _number_if_asked(name: str, value: Any) -> Any:
+    """YAML reads 1e-8 as a text."""
+    if isinstance(value, str) and "float" in str(_TRAINING_FIELDS[name].type):
+        try:
+            return float(value)
+        except ValueError as error:
+            raise ValueError(f"trainer.{name}: expected a number, got {value!r}") from error
+    return value
 
 
 def _arguments_of(config: TrainConfig, steps: int, has_heldout: bool) -> dict[str, Any]:
@@ -227,8 +252,7 @@ def _save(trainer: TreeTrainer, config: TrainConfig, output: Path, grammar: Any,
     state = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else model.state_dict()
     if not trainer.is_world_process_zero():
         return
-    dtype = getattr(torch, config.save_precision)
-    state = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
+    state = _cast(state, getattr(torch, config.save_precision))
     try:
         with whole_folder(output / "model") as unfinished:
             model.save_pretrained(unfinished, state_dict=state)
@@ -242,6 +266,19 @@ def _save(trainer: TreeTrainer, config: TrainConfig, output: Path, grammar: Any,
         found = checkpoints(output)
         stays = f"the last checkpoint is {found[-1]}" if found else "there is no checkpoint (see save_every)"
         raise OSError(f"{output}: the model could not be written ({error}); {stays}") from error
+
+
+def _cast(state: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Weights that are one tensor stay one, by which they are known as tied and saved once."""
+    done: dict[tuple[Any, ...], torch.Tensor] = {}
+    for value in state.values():
+        if value.is_floating_point():
+            done.setdefault(_place(value), value.to(dtype))
+    return {name: done.get(_place(value), value) for name, value in state.items()}
+
+
+def _place(value: torch.Tensor) -> tuple[Any, ...]:
+    return value.data_ptr(), value.shape, value.stride()
 
 
 def _print_facts(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 from collections.abc import Iterator
@@ -17,25 +18,63 @@ WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
 @contextlib.contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """A new folder to write to, which becomes ``folder`` when the block ends well and vanishes when it does not."""
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
+    unfinished = begin_folder(folder)
     try:
         yield unfinished
-        _flush(unfinished)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(unfinished, folder)
+        end_folder(folder)
     except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        discard_folder(folder)
         raise
 
 
+def unfinished_name(folder: Path) -> Path:
+    """Where the files of ``folder`` are until they are complete; no other run looks there."""
+    return folder.with_name(f".{folder.name}.unfinished")
+
+
+def begin_folder(folder: Path) -> Path:
+    """An empty folder to write to, for ``end_folder`` or ``discard_folder``."""
+    discard_folder(folder)
+    unfinished_name(folder).mkdir(parents=True)
+    return unfinished_name(folder)
+
+
+def end_folder(folder: Path) -> None:
+    """Put what was written in the place of ``folder``."""
+    unfinished = unfinished_name(folder)
+    _flush(unfinished)
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(unfinished, folder)
+
+
+def discard_folder(folder: Path) -> None:
+    shutil.rmtree(unfinished_name(folder), ignore_errors=True)
+
+
 def move_files(source: Path, target: Path) -> None:
-    """Move every file of a folder into another one, each replaced at once; the configuration last."""
+    """Move every file of a folder into another one, each replaced at once; the configuration last.
+
+    What another model left there and would be read with this one, weights and a chat template, is removed.
+    """
     target.mkdir(parents=True, exist_ok=True)
+    names = {path.name for path in source.iterdir()}
+    for path in itertools.chain(target.glob("model*.safetensors*"), target.glob("chat_template.jinja")):
+        if path.name not in names:
+            path.unlink()
     for path in sorted(source.iterdir(), key=lambda path: path.name == "config.json"):
         os.replace(path, target / path.name)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file; what was there stays if that fails."""
+    unfinished = unfinished_name(path)
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        os.replace(unfinished, path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
 
 
 def checkpoints(folder: Path) -> list[Path]:

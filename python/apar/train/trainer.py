@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from transformers import Trainer, TrainingArguments
 
 from apar.grammar import Grammar
 from apar.train.dataset import RowDataset, collate
 from apar.train.loss import HeldoutSums, target_logits, target_losses
-from apar.train.saving import WRITE_ERRORS, checkpoints, whole_folder
+from apar.train.resume import RUN_FILE
+from apar.train.saving import WRITE_ERRORS, begin_folder, checkpoints, discard_folder, end_folder, unfinished_name
 
 
 class TreeTrainer(Trainer):
@@ -23,6 +25,8 @@ class TreeTrainer(Trainer):
     The loss of a step is the weighted mean over all targets of all its micro-batches and devices. A checkpoint that
     cannot be written (a full disk) is reported and left out, training goes on, and the checkpoints there are stay. A
     loss or a gradient that is no number ends the run, with the step's data saved in ``output_dir``.
+
+    facts: written beside every checkpoint, see `resume.py`.
     """
 
     def __init__(
@@ -36,6 +40,7 @@ class TreeTrainer(Trainer):
         tokenizer: Any,
         implementation: str,
         keep_checkpoints: int,
+        facts: dict[str, Any],
         optimizer_and_options: tuple[Callable[..., Any], dict[str, Any]] | None = None,
         callbacks: Sequence[Any] = (),
     ) -> None:
@@ -55,6 +60,7 @@ class TreeTrainer(Trainer):
         self._grammar = grammar
         self._implementation = implementation
         self._keep_checkpoints = keep_checkpoints
+        self._facts = facts
         self._attention_dtype = torch.bfloat16 if args.bf16 else next(model.parameters()).dtype
         self._batches_of_step: tuple[int, list[dict[str, torch.Tensor]]] = (-1, [])
         self._saving_to: Path | None = None
@@ -125,36 +131,57 @@ class TreeTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        stages = (
+            lambda: begin_folder(folder) if self.args.should_save else None,
+            lambda: self._write_into(unfinished_name(folder), model, trial),
+            lambda: self._end_checkpoint(folder) if self.args.should_save else None,
+        )
         try:
+            error = next((error for stage in stages if (error := self._write_error(stage))), None)
+        except BaseException:
             if self.args.should_save:
-                with whole_folder(folder) as unfinished:
-                    self._save_into(unfinished, model, trial)
-            else:
-                self._save_into(folder.with_name(f".{folder.name}.unfinished"), model, trial)
-        except WRITE_ERRORS as error:
+                discard_folder(folder)
+            raise
+        if error is not None:
+            if self.args.should_save:
+                discard_folder(folder)
             message = (
                 f"step {self.state.global_step}: the checkpoint could not be written ({error}); the last one stays"
             )
             self.save_errors.append(message)
             self.log({"save_error": message})
-            return
-        if self.args.should_save and self._keep_checkpoints:
-            for old in checkpoints(folder.parent)[: -self._keep_checkpoints]:
+        elif self.args.should_save:
+            for old in checkpoints(folder.parent)[: -max(1, self._keep_checkpoints)]:
                 shutil.rmtree(old, ignore_errors=True)
 
-    def _save_into(self, unfinished: Path, model: Any, trial: Any) -> None:
-        """Let Trainer write its folder into ``unfinished``, and lift the files out of that folder."""
+    def _write_error(self, stage: Callable[[], Any]) -> str | None:
+        """Do a part of the writing. What went wrong in any of the processes, after all of them have done theirs."""
+        error = None
+        try:
+            stage()
+        except WRITE_ERRORS as caught:
+            error = str(caught)
+        if self.accelerator.num_processes > 1:
+            error = next((found for found in gather_object([error]) if found is not None), None)
+        return error
+
+    def _write_into(self, unfinished: Path, model: Any, trial: Any) -> None:
+        """Let Trainer write its folder into ``unfinished``."""
         self._saving_to = unfinished
         try:
             super()._save_checkpoint(model, trial)
         finally:
             self._saving_to = None
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            inner = unfinished / f"checkpoint-{self.state.global_step}"
-            for path in inner.iterdir():
-                path.rename(unfinished / path.name)
-            inner.rmdir()
+
+    def _end_checkpoint(self, folder: Path) -> None:
+        """Lift the files out of Trainer's own folder."""
+        unfinished = unfinished_name(folder)
+        inner = unfinished / folder.name
+        for path in inner.iterdir():
+            path.rename(unfinished / path.name)
+        inner.rmdir()
+        (unfinished / RUN_FILE).write_text(json.dumps(self._facts, indent=1) + "\n", encoding="utf-8")
+        end_folder(folder)
 
     # Numbers that are none
 
@@ -173,6 +200,17 @@ class TreeTrainer(Trainer):
     def _stop_at_no_number(self, what: str, value: float) -> None:
         step, batches = self.state.global_step, self._batches_of_step[1]
         folder = Path(self.args.output_dir) / f"not-a-number-step-{step}"
+        try:
+            self._save_batches(batches, folder)
+            data = f"the step's data is in {folder}"
+        except WRITE_ERRORS as error:
+            data = f"the step's data could not be written ({error})"
+        raise FloatingPointError(
+            f"step {step}: the {what} is {value}, expected a number; {data}, and the last checkpoint is from before. "
+            "A lower learning_rate or max_grad_norm may help"
+        )
+
+    def _save_batches(self, batches: list[dict[str, torch.Tensor]], folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         suffix = f"-{self.accelerator.process_index}" if self.accelerator.num_processes > 1 else ""
         torch.save(
@@ -182,7 +220,3 @@ class TreeTrainer(Trainer):
             self.tokenizer.decode(ids) for batch in batches for ids in batch["input_ids"].view(batch["ends"].shape)
         ]
         (folder / f"rows{suffix}.json").write_text(json.dumps(texts, ensure_ascii=False, indent=1), encoding="utf-8")
-        raise FloatingPointError(
-            f"step {step}: the {what} is {value}, expected a number; the step's data is in {folder}, and the last "
-            "checkpoint is from before. A lower learning_rate or max_grad_norm may help"
-        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +18,9 @@ from apar.cli import main
 from apar.data import write_trees
 from apar.train import train
 from apar.train.log import draw_losses, read_log
-from apar.train.saving import checkpoints
+from apar.train.saving import checkpoints, move_files, write_whole
 from apar.train.trainer import TreeTrainer
+from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from tests.apar.train.runs import ANSWERS, TINY_LLAMA, records, tiny_run
@@ -85,7 +87,11 @@ def test_an_interrupted_run_goes_on_as_if_it_was_not(tmp_path: Path, monkeypatch
     with pytest.raises(ValueError, match="holds a run already; --resume goes on with it"):
         train(config)
     torch.manual_seed(99)  # what else the process did must not matter
+    killed_while_saving = parts / ".checkpoint-8.unfinished" / "checkpoint-8"
+    killed_while_saving.mkdir(parents=True)
+    (killed_while_saving / "left over").touch()
     train(config, resume=True)
+    assert "left over" not in {path.name for path in parts.rglob("*")}
     expected, found = read_log(whole / "log.jsonl"), read_log(parts / "log.jsonl")
     assert [line["step"] for line in found] == [line["step"] for line in expected]
     for line, other in zip(expected, found, strict=True):
@@ -108,13 +114,18 @@ def test_accumulated_micro_batches_are_one_batch(tmp_path: Path) -> None:
 
 
 def test_several_processes_learn_what_one_does(tmp_path: Path) -> None:
-    """Two processes of one row each against one of two rows; their rows have different numbers of targets."""
-    one = tiny_run(tmp_path, output=str(tmp_path / "one"), rows=2, length=70, evaluate_every=2, threads=1)
-    two = dataclasses.replace(one, output=str(tmp_path / "two"), rows=1)
+    """Two processes of one row each against one of two rows; their rows have different numbers of targets.
+
+    See two_processes.py: two checkpoints fail in one of the processes, and the run is resumed from the fourth step.
+    """
+    options = {"length": 70, "steps": 6, "evaluate_every": 2, "keep_checkpoints": 10, "threads": 1}
+    one = tiny_run(tmp_path, output=str(tmp_path / "one"), rows=2, **options)
+    two = dataclasses.replace(one, output=str(tmp_path / "two"), rows=1, save_every=1)
     train(one)
     (tmp_path / "two.yaml").write_text(yaml.safe_dump(dataclasses.asdict(two)))
     root = Path(__file__).parents[3]
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "apar", "train"]
+    script = Path(__file__).with_name("two_processes.py")
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     subprocess.run(
         [sys.executable, *command, str(tmp_path / "two.yaml")],
         check=True,
@@ -123,13 +134,68 @@ def test_several_processes_learn_what_one_does(tmp_path: Path) -> None:
         capture_output=True,
         timeout=300,
     )
-    expected, found = (read_log(Path(config.output) / "log.jsonl") for config in (one, two))
+    output = Path(two.output)
+    assert [folder.name for folder in checkpoints(output)] == [f"checkpoint-{step}" for step in (1, 4, 5, 6)]
+    assert [line["step"] for line in read_log(output / "log.jsonl") if "save_error" in line] == [2, 3]
+    assert_same_curve(Path(one.output), output)
+
+    # One process goes on where two were.
+    for folder in checkpoints(output)[2:]:
+        shutil.rmtree(folder)
+    with pytest.raises(ValueError, match=r"is of another run: rows of a step .* was 2, is 1"):
+        train(two, resume=True)
+    train(dataclasses.replace(two, rows=2), resume=True)
+    assert_same_curve(Path(one.output), output)
+
+
+def assert_same_curve(one: Path, other: Path) -> None:
+    expected, found = (
+        [line for line in read_log(folder / "log.jsonl") if "save_error" not in line] for folder in (one, other)
+    )
     assert [line["step"] for line in found] == [line["step"] for line in expected]
-    for line, other in zip(expected, found, strict=True):
+    for line, same in zip(expected, found, strict=True):
         for name in ("loss", "grad_norm"):
-            assert other.get(name, 0.0) == pytest.approx(line.get(name, 0.0), abs=1e-5)
+            assert same.get(name, 0.0) == pytest.approx(line.get(name, 0.0), abs=1e-5)
         for name, value in line.get("heldout", {}).items():
-            assert other["heldout"][name] == pytest.approx(value, abs=1e-5)
+            assert same["heldout"][name] == pytest.approx(value, abs=1e-5)
+
+
+def test_only_the_run_of_a_checkpoint_goes_on_from_it(tmp_path: Path) -> None:
+    options = {"steps": 2, "save_every": 1, "rows": 2}
+    config = tiny_run(tmp_path, **options)
+    output = train(config)
+    log = (output / "log.jsonl").read_text()
+    write_trees(tmp_path / "other.jsonl", records()[:2])
+    for changes, message in (
+        ({"seed": 1}, "seed was 0, is 1"),
+        ({"learning_rate": 0.1, "beta2": 0.9}, r"learning_rate was 0\.001, is 0\.1; beta2 was 0\.999, is 0\.9"),
+        ({"length": 90}, "length was 96, is 90"),
+        ({"rows": 1}, "rows of a step .* was 2, is 1"),
+        ({"data": str(tmp_path / "other.jsonl")}, "tokens of data was .*, is "),
+        ({"steps": 1}, "has 2 steps behind it, expected at most the 1 of this run"),
+    ):
+        with pytest.raises(ValueError, match=f"resume: .*{message}"):
+            train(tiny_run(tmp_path, **options | changes), resume=True)
+    assert (output / "log.jsonl").read_text() == log
+    # What may change: how often there is a line, how rows come together to a step, for how long.
+    (tmp_path / "trees.jsonl").rename(tmp_path / "moved.jsonl")
+    moved = dataclasses.replace(config, data=[str(tmp_path / "moved.jsonl")])
+    train(dataclasses.replace(moved, rows=1, accumulate=2, steps=4, log_every=2), resume=True)
+    assert sorted(losses(output)) == [1, 2, 3, 4]
+
+
+def test_without_checkpoints_to_keep_there_is_one_at_a_time(tmp_path: Path, monkeypatch) -> None:
+    counts = []
+    plain_save = TreeTrainer._save_checkpoint
+
+    def counted_save(self, *args):
+        plain_save(self, *args)
+        counts.append(len(checkpoints(Path(self.args.output_dir))))
+
+    monkeypatch.setattr(TreeTrainer, "_save_checkpoint", counted_save)
+    output = train(tiny_run(tmp_path, steps=3, save_every=1, keep_checkpoints=0))
+    assert counts == [1, 1, 1]
+    assert not checkpoints(output)
 
 
 def test_the_command_line(tmp_path: Path, capsys) -> None:
@@ -142,21 +208,29 @@ def test_the_command_line(tmp_path: Path, capsys) -> None:
         "length": config.length,
         "epochs": 2,
         "learning_rate": "1e-3",
+        "fork_token": "<fork>",
+        "child_token": "<child>",
+        "trainer": {"adam_epsilon": "1e-8"},
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
     assert main(["train", str(tmp_path / "config.yaml")]) == 0
     captured = capsys.readouterr()
     assert captured.out.strip() == str(tmp_path / "here")
     assert "3 trees, 4 forks" in captured.err
-    model, _ = apar.load(tmp_path / "here")
+    model, tokenizer = apar.load(tmp_path / "here")
     assert model.dtype == torch.bfloat16
+    assert tokenizer.convert_ids_to_tokens(apar.Grammar.for_model(model, tokenizer).fork_id) == "<fork>"
+    with safe_open(tmp_path / "here" / "model.safetensors", "pt") as weights:
+        assert "lm_head.weight" not in set(weights.keys())  # tied: one tensor
     assert main(["train", str(tmp_path / "config.yaml")]) == 1
     assert "--overwrite replaces it" in capsys.readouterr().err
     assert main(["train", str(tmp_path / "config.yaml"), "--overwrite"]) == 0
 
 
-def test_lora_is_merged_into_the_model_that_comes_out(tmp_path: Path) -> None:
-    base = train(tiny_run(tmp_path, output=str(tmp_path / "base"), steps=1))
+@pytest.mark.parametrize("tied", [True, False])
+def test_lora_is_merged_into_the_model_that_comes_out(tmp_path: Path, tied: bool) -> None:
+    new = {"config": TINY_LLAMA | {"tie_word_embeddings": tied}}
+    base = train(tiny_run(tmp_path, model=new, output=str(tmp_path / "base"), steps=1))
     changes = {"model": str(base), "tokenizer": None, "output": str(tmp_path / "tuned")}
     tuned = train(tiny_run(tmp_path, **changes, lora={"rank": 4}, learning_rate=0.05))
     before, after = apar.load(base)[0].state_dict(), apar.load(tuned)[0].state_dict()
@@ -164,22 +238,24 @@ def test_lora_is_merged_into_the_model_that_comes_out(tmp_path: Path) -> None:
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert any("q_proj" in name for name in changed)
     assert not any("norm" in name for name in changed)
-    rows = (before["model.embed_tokens.weight"] != after["model.embed_tokens.weight"]).any(1)
     tokenizer = apar.load(tuned)[1]
-    assert sorted(rows.nonzero().flatten().tolist()) == sorted(
-        tokenizer.convert_tokens_to_ids(name) for name in ("[Fork]", "[Child]")
-    )
+    control_ids = tokenizer.convert_tokens_to_ids(["[Fork]", "[Child]"])
+    for table in ("model.embed_tokens.weight", "lm_head.weight"):
+        rows = (before[table] != after[table]).any(1)
+        assert rows.nonzero().flatten().tolist() == sorted(control_ids), table
 
 
 # What goes wrong
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_saves_the_step(tmp_path: Path, monkeypatch) -> None:
-    config = tiny_run(tmp_path, steps=6, save_every=2)
+    config = tiny_run(tmp_path, steps=6, save_every=2, rows=1, accumulate=2)
     plain_step = TreeTrainer.training_step
+    calls = []
 
     def poisoned_step(self, model, *args, **kwargs):
-        if self.state.global_step == 3:
+        calls.append(self.state.global_step)
+        if calls.count(3) == 2:
             with torch.no_grad():
                 next(model.parameters())[5] = torch.nan
         return plain_step(self, model, *args, **kwargs)
@@ -188,9 +264,11 @@ def test_a_loss_that_is_no_number_stops_the_run_and_saves_the_step(tmp_path: Pat
     with pytest.raises(FloatingPointError, match=r"step 3: the loss is nan, expected a number; the step's data is in"):
         train(config)
     output = Path(config.output)
-    [batch] = torch.load(output / "not-a-number-step-3" / "batches.pt")
-    assert batch["ends"].shape == (2, 96)
-    assert "Two tips." in (output / "not-a-number-step-3" / "rows.json").read_text()
+    batches = torch.load(output / "not-a-number-step-3" / "batches.pt")
+    assert [batch["ends"].shape for batch in batches] == [(1, 96)] * 2
+    rows = json.loads((output / "not-a-number-step-3" / "rows.json").read_text())
+    assert len(rows) == 2
+    assert any("Two tips." in row for row in rows)
     assert checkpoints(output)[-1].name == "checkpoint-2"
 
 
@@ -204,8 +282,12 @@ def test_a_gradient_that_is_no_number_never_reaches_the_weights(tmp_path: Path, 
             next(model.parameters()).grad[7, 3] = torch.inf
         return loss
 
+    def no_room(self, batches, folder):
+        raise OSError(28, "No space left on device")
+
     monkeypatch.setattr(TreeTrainer, "training_step", poisoned_step)
-    with pytest.raises(FloatingPointError, match=r"step 2: the norm of the gradient is (nan|inf)"):
+    monkeypatch.setattr(TreeTrainer, "_save_batches", no_room)
+    with pytest.raises(FloatingPointError, match=r"step 2: the norm of the gradient is (nan|inf).*No space left"):
         train(config)
     assert checkpoints(Path(config.output))[-1].name == "checkpoint-2"
 
@@ -280,6 +362,29 @@ def test_inputs_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="resume: there is no checkpoint in"):
         train(config, resume=True)
     assert not Path(config.output).exists()
+
+
+def test_files_are_replaced_whole(tmp_path: Path, monkeypatch) -> None:
+    new, old = tmp_path / "new", tmp_path / "old"
+    for folder, names in ((new, ["config.json", "model.safetensors"]), (old, ["chat_template.jinja", "log.jsonl"])):
+        folder.mkdir()
+        for name in names:
+            (folder / name).write_text(folder.name)
+    for name in ("model-00001-of-00001.safetensors", "model.safetensors.index.json", "config.json"):
+        (old / name).write_text("of a model that was split")
+    move_files(new, old)
+    assert {path.name for path in old.iterdir()} == {"config.json", "model.safetensors", "log.jsonl"}
+    assert (old / "config.json").read_text() == "new"
+
+    def half_a_file(self, text, **kwargs):
+        self.write_bytes(text[:2].encode())
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", half_a_file)
+    with pytest.raises(OSError, match="No space left"):
+        write_whole(old / "log.jsonl", "another log")
+    assert (old / "log.jsonl").read_text() == "old"
+    assert len(list(old.iterdir())) == 3
 
 
 def test_a_picture_needs_losses(tmp_path: Path) -> None:
