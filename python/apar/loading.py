@@ -24,6 +24,8 @@ from apar.cache import ATTENTION_NAME, UnsupportedModelError, attention_windows
 from apar.grammar import PUBLISHED_CONTROL_TOKENS, Grammar
 from apar.templates import VICUNA
 
+UNREADABLE_WEIGHTS = (OSError, EOFError, SafetensorError, UnpicklingError)
+"""What reading broken or missing weights may raise."""
 DEFAULT_MODEL = Path(__file__).parent / "assets" / "default"
 """The small model that comes with the package: see the README.md in its folder."""
 
@@ -76,7 +78,7 @@ def load(
         model = AutoModelForCausalLM.from_pretrained(
             path_or_id, dtype="auto" if dtype is None else dtype, attn_implementation=ATTENTION_NAME
         )
-    except (OSError, EOFError, SafetensorError, UnpicklingError) as error:
+    except UNREADABLE_WEIGHTS as error:
         raise ValueError(f"load: the weights at {str(path_or_id)!r} cannot be read ({error})") from error
     check_tokenizer(model, tokenizer)
     complete_published_tokenizer(tokenizer)

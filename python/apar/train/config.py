@@ -170,7 +170,7 @@ def load_config(path: str | os.PathLike[str]) -> TrainConfig:
 
     path = Path(path)
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _yaml_loader())  # noqa: S506: it is a safe one
+        values = yaml.load(path.read_text(encoding="utf-8"), _yaml_loader())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a YAML file ({error})") from error
     try:

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PretrainedConfig
 
 from apar.grammar import KNOWN_CONTROL_TOKENS, Grammar
-from apar.loading import check_architecture, complete_published_tokenizer, num_token_ids
+from apar.loading import UNREADABLE_WEIGHTS, check_architecture, complete_published_tokenizer, num_token_ids
 from apar.templates import TEMPLATES
 from apar.train.config import LoraConfig, TrainConfig, nearest
 
@@ -124,11 +124,10 @@ def _chat_template(name_or_path: str) -> str:
 
 def _saved_model(path_or_id: str, num_tokens: int) -> Any:
     """With at least ``num_tokens`` embeddings: spare ones are kept."""
-    not_found = f"model: none found at {path_or_id!r}"
-    with _errors_as(not_found, OSError, ValueError):
+    with _errors_as(f"model: none found at {path_or_id!r}", OSError, ValueError):
         config = AutoConfig.from_pretrained(path_or_id)
     check_architecture(config)
-    with _errors_as(not_found, OSError, ValueError):
+    with _errors_as(f"model: the weights at {path_or_id!r} cannot be read", ValueError, *UNREADABLE_WEIGHTS):
         model = AutoModelForCausalLM.from_pretrained(path_or_id, dtype=torch.float32)
     known = model.get_input_embeddings().weight.shape[0]
     if num_tokens > known:

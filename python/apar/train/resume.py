@@ -42,6 +42,4 @@ def check_resumed(checkpoint: Path, facts: dict[str, Any], steps: int) -> None:
             raise ValueError(f"resume: {checkpoint} is of another run: {'; '.join(changed)}")
     done = int(checkpoint.name.rsplit("-", 1)[1])
     if steps < done:
-        raise ValueError(
-            f"resume: {checkpoint} has {done} steps behind it, expected no more than the {steps} of this run"
-        )
+        raise ValueError(f"resume: {checkpoint} has {done} steps behind it, expected at most the {steps} of this run")

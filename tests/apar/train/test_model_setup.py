@@ -161,6 +161,14 @@ def test_a_model_without_room(tmp_path: Path, monkeypatch) -> None:
         load_model(config, tokenizer, grammar)
 
 
+def test_weights_that_cannot_be_read(tmp_path: Path) -> None:
+    saved_model(tmp_path, byte_level_tokenizer((), chat=True))
+    (tmp_path / "model.safetensors").write_bytes(b"no weights")
+    config = tiny_run(tmp_path, model=str(tmp_path), tokenizer=None)
+    with pytest.raises(ValueError, match=r"model: the weights at .* cannot be read"):
+        load_model(config, *load_tokenizer(config))
+
+
 def test_a_tokenizer_without_an_end(tmp_path: Path) -> None:
     tokenizer = byte_level_tokenizer((), chat=True)
     plain = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
