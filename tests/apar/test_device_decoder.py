@@ -22,6 +22,7 @@ from apar.random_model import random_llama
 from apar.record import Recorder
 from apar.replay import replay
 from apar.room import make_room
+from apar.run import PreparedRun
 from apar.sampling import Sampling
 
 from bench.tree_count import TreeCount
@@ -292,3 +293,29 @@ def test_the_meta_device_finds_what_a_gpu_would_wait_for() -> None:
             wait()
     with pytest.raises((RuntimeError, NotImplementedError)):
         numbers + torch.zeros(3)
+
+
+@pytest.mark.parametrize("fork", [True, False])
+def test_an_answer_is_cut_off_once_its_branches_have_so_many_tokens(fork: bool) -> None:
+    model, most = forking_model("llama"), 15
+
+    def tokens_and_branches(max_answer_tokens: int | None) -> list[tuple[int, int]]:
+        run = PreparedRun.prepare(
+            model,
+            None,
+            random_prompts(4),
+            sampling=Sampling(),
+            grammar=forking_grammar(),
+            max_new_tokens=MAX_NEW_TOKENS,
+            fork=fork,
+            max_answer_tokens=max_answer_tokens,
+        )
+        assert list(run.events()) == []
+        assert Checked.made[-1].compared > 0
+        return [(output.stats.tokens, len(output.branches)) for output in run.outputs]
+
+    whole, cut = tokens_and_branches(None), tokens_and_branches(most)
+    assert max(tokens for tokens, _ in whole) > 3 * most
+    for (tokens, _), (kept, branches) in zip(whole, cut, strict=True):
+        # A branch that was open writes the token that ends it.
+        assert min(tokens, most) <= kept <= most + branches
