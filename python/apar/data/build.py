@@ -21,6 +21,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -231,7 +232,7 @@ class _Workers:
         if count > 1 and (total_bytes == 0 or total_bytes > _SMALL_INPUT_BYTES):
             # By fork: fresh processes would have to import everything first.
             self._pool = concurrent.futures.ProcessPoolExecutor(
-                count, multiprocessing.get_context("fork"), signal.signal, (signal.SIGINT, signal.SIG_IGN)
+                count, multiprocessing.get_context("fork"), _start_worker
             )
 
     def map(self, batches: Iterator[Batch]) -> Iterator[tuple[Batch, Converted]]:
@@ -263,6 +264,18 @@ class _Workers:
     def __exit__(self, *error: object) -> None:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A process whose parent was killed would wait for work for ever."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _result(pending: collections.deque[Any]) -> tuple[Batch, Converted]:

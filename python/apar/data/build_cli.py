@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from typing import Any
 
@@ -98,7 +99,11 @@ def _build(options: argparse.Namespace) -> int:
         append=options.append,
         workers=options.workers,
     )
-    report = build(options.inputs, options.out, chosen, progress=False if options.json else None)
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        report = build(options.inputs, options.out, chosen, progress=False if options.json else None)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if options.json:
         print(json.dumps(report.to_dict()))
         return 0
@@ -106,3 +111,8 @@ def _build(options: argparse.Namespace) -> int:
         print(malformed_lines(report), file=sys.stderr)
     print(report_lines(report))
     return 0
+
+
+def _terminate(*_: object) -> None:
+    """As after Ctrl-C, nothing half done stays."""
+    raise SystemExit(128 + signal.SIGTERM)

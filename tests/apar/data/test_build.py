@@ -6,6 +6,7 @@ import collections
 import gzip
 import json
 import os
+import signal
 import sys
 import types
 from pathlib import Path
@@ -280,6 +281,22 @@ def test_a_process_that_is_killed_says_where(tmp_path, monkeypatch) -> None:
     with pytest.raises(RuntimeError, match=r"in.jsonl, line 1 or behind: a process that cuts answers was killed"):
         build([write(tmp_path / "in.jsonl", pairs(3))], tmp_path / "out", BuildOptions(workers=2))
     assert [entry.name for entry in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_terminating_leaves_what_was_there(tmp_path, monkeypatch) -> None:
+    path, out = write(tmp_path / "in.jsonl", pairs(3)), tmp_path / "out"
+    out.write_text("before")
+    handler = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("apar.data.build._write_chosen", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    try:
+        with pytest.raises(SystemExit) as raised:
+            main(["data", "build", path, "-o", str(out)])
+        assert raised.value.code == 143
+        assert signal.getsignal(signal.SIGTERM) == handler
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert out.read_text() == "before"
+    assert {entry.name for entry in tmp_path.iterdir()} == {"in.jsonl", "out"}
 
 
 def test_an_answer_that_cannot_be_cut_says_where(tmp_path, monkeypatch) -> None:
