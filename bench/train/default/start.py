@@ -21,7 +21,7 @@ from apar.data.synth.tokenizer import train_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 VOCABULARY = 2048
-HIDDEN, LAYERS, HEADS, INTERMEDIATE = 160, 4, 5, 448
+HIDDEN, LAYERS, HEADS, INTERMEDIATE = 192, 5, 6, 512
 HEAD_DIM = HIDDEN // HEADS
 # With a base this large two thirds of a head's pairs turn so slowly that they compare contents at any distance.
 ROPE_THETA = 1e7

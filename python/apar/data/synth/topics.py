@@ -50,24 +50,24 @@ TOPICS: tuple[Topic, ...] = (
             Attribute(
                 "Job",
                 words.JOBS,
-                ("works as {a}", "is {a} by trade", "has a job as {a}", "is employed as {a}", "earns money as {a}"),
+                ("works as {a}", "is {a} by trade", "has a job as {a}", "is employed as {a}", "works by trade as {a}"),
             ),
             Attribute(
                 "Home",
                 "place",
-                ("lives in {v}", "has a home in {v}", "is at home in {v}", "resides in {v}", "has a place in {v}"),
+                ("lives in {v}", "has a home in {v}", "is at home in {v}", "resides in {v}", "resides at home in {v}"),
             ),
             Attribute(
-                "Hobby", words.HOBBIES, ("likes {v}", "enjoys {v}", "loves {v}", "is keen on {v}", "has a love of {v}")
+                "Hobby",
+                words.HOBBIES,
+                ("likes {v}", "enjoys {v}", "loves {v}", "is keen on {v}", "likes and enjoys {v}"),
             ),
             Attribute(
                 "Age",
                 range(18, 90),
                 ("is {v} years old", "is {v}", "is aged {v}", "has an age of {v}", "is at the age of {v}"),
             ),
-            Attribute(
-                "Pet", words.PETS, ("keeps {a}", "owns {a}", "has {a}", "has {a} at home", "is the owner of {a}")
-            ),
+            Attribute("Pet", words.PETS, ("keeps {a}", "owns {a}", "has {a}", "has {a} at home", "keeps {a} at home")),
         ),
         "team",
         words.TEAMS,
@@ -102,7 +102,7 @@ TOPICS: tuple[Topic, ...] = (
             Attribute(
                 "Mayor",
                 "person",
-                ("is led by {v}", "has {v} as mayor", "is run by {v}", "is governed by {v}", "has a mayor named {v}"),
+                ("is led by {v}", "has {v} as mayor", "is run by {v}", "is governed by {v}", "is led by mayor {v}"),
             ),
             Attribute(
                 "Bridges",
@@ -112,7 +112,7 @@ TOPICS: tuple[Topic, ...] = (
                     "counts {v} bridges",
                     "owns {v} bridges",
                     "is crossed by {v} bridges",
-                    "is home to {v} bridges",
+                    "has its {v} bridges",
                 ),
             ),
             Attribute(
@@ -143,7 +143,7 @@ TOPICS: tuple[Topic, ...] = (
                     "is sold for {v} euros",
                     "has a price of {v} euros",
                     "sells for {v} euros",
-                    "is priced at {v} euros",
+                    "is sold at {v} euros",
                 ),
             ),
             Attribute(
@@ -160,7 +160,7 @@ TOPICS: tuple[Topic, ...] = (
             Attribute(
                 "Colour",
                 words.COLOURS,
-                ("comes in {v}", "is {v}", "is painted {v}", "is sold in {v}", "has been painted {v}"),
+                ("comes in {v}", "is {v}", "is painted {v}", "is sold in {v}", "is painted in {v}"),
             ),
             Attribute(
                 "Material",
@@ -184,7 +184,13 @@ TOPICS: tuple[Topic, ...] = (
             Attribute(
                 "Species",
                 words.SPECIES,
-                ("is {a}", "belongs to the {v} family", "was born as {a}", "is known as {a}", "is a kind of {v}"),
+                (
+                    "is {a}",
+                    "belongs to the {v} family",
+                    "was born as {a}",
+                    "is known as {a}",
+                    "was born into the {v} family",
+                ),
             ),
             Attribute(
                 "Food",
@@ -199,7 +205,7 @@ TOPICS: tuple[Topic, ...] = (
                     "has {v} as keeper",
                     "is fed by {v}",
                     "is looked after by {v}",
-                    "has a keeper named {v}",
+                    "is looked after by keeper {v}",
                 ),
             ),
             Attribute(
@@ -236,12 +242,12 @@ TOPICS: tuple[Topic, ...] = (
             Attribute(
                 "Author",
                 "person",
-                ("was written by {v}", "is by {v}", "comes from {v}", "has {v} as author", "is a work by {v}"),
+                ("was written by {v}", "is by {v}", "comes from {v}", "has {v} as author", "was written by author {v}"),
             ),
             Attribute(
                 "Genre",
                 words.GENRES,
-                ("is {a}", "is read as {a}", "is sold as {a}", "belongs to the {v} shelf", "is known as {a}"),
+                ("is {a}", "is read as {a}", "is sold as {a}", "belongs to the {v} shelf", "is on the {v} shelf"),
             ),
             Attribute(
                 "Pages",
@@ -251,12 +257,12 @@ TOPICS: tuple[Topic, ...] = (
             Attribute(
                 "Year",
                 range(1900, 2025),
-                ("appeared in {v}", "came out in {v}", "was printed in {v}", "dates from {v}", "was sold in {v}"),
+                ("appeared in {v}", "came out in {v}", "was printed in {v}", "dates from {v}", "was out in {v}"),
             ),
             Attribute(
                 "Setting",
                 "place",
-                ("is set in {v}", "takes place in {v}", "tells of {v}", "plays in {v}", "is a tale of {v}"),
+                ("is set in {v}", "takes place in {v}", "tells of {v}", "plays in {v}", "takes its place in {v}"),
             ),
         ),
         "shelf",
@@ -275,18 +281,30 @@ TOPICS: tuple[Topic, ...] = (
                     "has {v} as captain",
                     "sails under {v}",
                     "is led by {v}",
-                    "has a captain named {v}",
+                    "is led by captain {v}",
                 ),
             ),
             Attribute(
                 "Harbour",
                 "place",
-                ("is based in {v}", "has its harbour in {v}", "sails from {v}", "comes from {v}", "sails out of {v}"),
+                (
+                    "is based in {v}",
+                    "has its harbour in {v}",
+                    "sails from {v}",
+                    "comes from {v}",
+                    "is based in the harbour of {v}",
+                ),
             ),
             Attribute(
                 "Cargo",
                 words.CARGOES,
-                ("carries {v}", "is loaded with {v}", "brings {v}", "is filled with {v}", "comes with {v}"),
+                (
+                    "carries {v}",
+                    "is loaded with {v}",
+                    "brings {v}",
+                    "is filled with {v}",
+                    "is loaded and filled with {v}",
+                ),
             ),
             Attribute(
                 "Crew",
@@ -316,7 +334,7 @@ TOPICS: tuple[Topic, ...] = (
             Attribute(
                 "Chef",
                 "person",
-                ("has {v} as chef", "is run by {v}", "is led by {v}", "belongs to {v}", "has a chef named {v}"),
+                ("has {v} as chef", "is run by {v}", "is led by {v}", "belongs to {v}", "is run by chef {v}"),
             ),
             Attribute(
                 "Dish",
@@ -343,12 +361,18 @@ TOPICS: tuple[Topic, ...] = (
             Attribute(
                 "Closes",
                 range(14, 24),
-                ("closes at {v}", "is open until {v}", "shuts at {v}", "serves until {v}", "is open up to {v}"),
+                (
+                    "closes at {v}",
+                    "is open until {v}",
+                    "shuts at {v}",
+                    "serves until {v}",
+                    "is open and serves until {v}",
+                ),
             ),
             Attribute(
                 "Town",
                 "place",
-                ("lies in {v}", "is in {v}", "can be found in {v}", "is located in {v}", "was opened in {v}"),
+                ("lies in {v}", "is in {v}", "can be found in {v}", "is located in {v}", "is to be found in {v}"),
             ),
         ),
         "street",
@@ -367,7 +391,7 @@ TOPICS: tuple[Topic, ...] = (
                     "has {v} as teacher",
                     "is led by {v}",
                     "is given by {v}",
-                    "has a teacher named {v}",
+                    "is led by teacher {v}",
                 ),
             ),
             Attribute(
@@ -400,7 +424,7 @@ TOPICS: tuple[Topic, ...] = (
             Attribute(
                 "Start",
                 range(8, 20),
-                ("starts at {v}", "begins at {v}", "opens at {v}", "is open from {v}", "takes place at {v}"),
+                ("starts at {v}", "begins at {v}", "opens at {v}", "is open from {v}", "is open at {v}"),
             ),
         ),
         "school",
@@ -414,7 +438,7 @@ TOPICS: tuple[Topic, ...] = (
             Attribute(
                 "Tool",
                 words.TOOLS,
-                ("needs {a}", "calls for {a}", "is done with {a}", "requires {a}", "is work for {a}"),
+                ("needs {a}", "calls for {a}", "is done with {a}", "requires {a}", "is a task that needs {a}"),
             ),
             Attribute(
                 "Minutes",
@@ -435,13 +459,19 @@ TOPICS: tuple[Topic, ...] = (
                     "takes place in the {v}",
                     "happens in the {v}",
                     "belongs in the {v}",
-                    "is held in the {v}",
+                    "has its place in the {v}",
                 ),
             ),
             Attribute(
                 "Helper",
                 "person",
-                ("is done by {v}", "is a task for {v}", "belongs to {v}", "falls to {v}", "is work for {v}"),
+                (
+                    "is done by {v}",
+                    "is a task for {v}",
+                    "belongs to {v}",
+                    "falls to {v}",
+                    "is a task that falls to {v}",
+                ),
             ),
         ),
         "phase",
@@ -455,27 +485,27 @@ TOPICS: tuple[Topic, ...] = (
             Attribute(
                 "Stop",
                 "place",
-                ("leads to {v}", "is spent in {v}", "takes place in {v}", "brings us to {v}", "is for {v}"),
+                ("leads to {v}", "is spent in {v}", "takes place in {v}", "brings us to {v}", "leads us to {v}"),
             ),
             Attribute(
                 "Activity",
                 words.HOBBIES,
-                ("is for {v}", "offers {v}", "is spent on {v}", "is all about {v}", "brings {v}"),
+                ("is for {v}", "offers {v}", "is spent on {v}", "is all about {v}", "is all for {v}"),
             ),
             Attribute(
                 "Start",
                 range(5, 13),
-                ("starts at {v}", "begins at {v}", "opens at {v}", "is open from {v}", "takes off at {v}"),
+                ("starts at {v}", "begins at {v}", "opens at {v}", "is open from {v}", "is open at {v}"),
             ),
             Attribute(
                 "Guide",
                 "person",
-                ("is led by {v}", "has {v} as guide", "is guided by {v}", "is run by {v}", "has a guide named {v}"),
+                ("is led by {v}", "has {v} as guide", "is guided by {v}", "is run by {v}", "is led by guide {v}"),
             ),
             Attribute(
                 "Meal",
                 words.DISHES,
-                ("ends with {v}", "comes with {v}", "includes {v}", "closes with {v}", "is famous for its {v}"),
+                ("ends with {v}", "comes with {v}", "includes {v}", "closes with {v}", "ends and closes with {v}"),
             ),
         ),
         "week",
