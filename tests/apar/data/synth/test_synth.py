@@ -79,6 +79,21 @@ def test_held_out_wordings_are_new_and_of_known_words(name: str) -> None:
     assert {word for text in held_out for word in words_of(text)} <= known
 
 
+def test_held_out_phrases_are_new_and_of_known_words() -> None:
+    attributes = [attribute for topic in TOPICS for attribute in topic.attributes]
+    texts = [text for for_training, _ in WORDINGS.values() for text in for_training]
+    texts += [phrase for attribute in attributes for phrase in attribute.phrases[:-1]]
+    known = {word for text in texts for word in words_of(text)}
+    for topic in TOPICS:
+        for attribute in topic.attributes:
+            *for_training, held_out = attribute.phrases
+            assert held_out not in for_training
+            assert {*words_of(held_out)} <= known, held_out
+        # What says one thing in training must not say another one when it is held out.
+        for one, other in itertools.permutations(topic.attributes, 2):
+            assert one.phrases[-1] not in other.phrases, (topic.singular, one.label)
+
+
 def words_of(text: str) -> list[str]:
     return re.findall(r"[a-z]+", re.sub(r"\{\w+\}", "", text).lower())
 
