@@ -50,7 +50,7 @@ default-model: build
 	PYTHONPATH=.:python $(RUN) bench/train/default/start.py $(MODEL)/start
 	$(TRAIN) bench/train/default/first.yaml --overwrite
 	$(TRAIN) bench/train/default/second.yaml --overwrite
-	PYTHONPATH=.:python $(RUN) -m bench.default_model --model $(MODEL)/second --seed 11
+	PYTHONPATH=.:python $(RUN) -m bench.default_model --model $(MODEL)/second --seed 11 --save
 	cd $(MODEL)/second && cp $(MODEL_FILES) $(CURDIR)/python/apar/assets/default
 
 test: build

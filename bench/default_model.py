@@ -20,12 +20,20 @@ from apar.data.synth import check_answer, summarize, synth_records
 from apar.loading import DEFAULT_MODEL
 
 from bench.common import RESULTS, machine, machine_line
+from bench.tables import ROOT, markdown, write_table
 
 GOALS = {
     "details_right": (0.97, "at least"),
     "forked_where_expected": (0.99, "at least"),
     "forked_where_not": (0.01, "at most"),
 }
+SAYING = {
+    "details_right": "details exactly right",
+    "answers_exact": "answers exactly right",
+    "forked_where_expected": "branches that the right answer has, forked",
+    "forked_where_not": "answers that fork where none should",
+}
+PAGES = (ROOT / "docs" / "default_model.md", DEFAULT_MODEL / "README.md")
 
 
 def main() -> None:
@@ -36,7 +44,7 @@ def main() -> None:
     parser.add_argument("--split", default="heldout", choices=("train", "heldout"))
     parser.add_argument("--at-once", type=int, default=50, help="prompts in a call")
     parser.add_argument("--show-wrong", type=int, default=0, metavar="N", help="print N wrong answers")
-    parser.add_argument("--save", action="store_true", help="write bench/results/default_model.json")
+    parser.add_argument("--save", action="store_true", help="write bench/results/ and the tables of the docs")
     options = parser.parse_args()
     model, tokenizer = apar.load(options.model)
     records = list(itertools.islice(synth_records(options.seed, split=options.split), options.count))
@@ -75,6 +83,8 @@ def main() -> None:
     print(render(results))
     if options.save:
         (RESULTS / "default_model.json").write_text(json.dumps(results, indent=2) + "\n")
+        for path in PAGES:
+            write_table(path, "default-model", tables(results))
 
 
 def render(results: dict) -> str:
@@ -84,9 +94,8 @@ def render(results: dict) -> str:
         "",
         f"{'':<26}{'parallel':>10}{'one at a time':>16}   goal",
     ]
-    for name in ("details_right", "answers_exact", "forked_where_expected", "forked_where_not"):
-        goal = f"{GOALS[name][1]} {GOALS[name][0]:.0%}" if name in GOALS else ""
-        lines.append(f"{name:<26}{parallel[name]:>10.2%}{sequential[name]:>16.2%}   {goal}")
+    for name in SAYING:
+        lines.append(f"{name:<26}{parallel[name]:>10.2%}{sequential[name]:>16.2%}   {_goal(name)}")
     lines += [f"{'extra_forks':<26}{parallel['extra_forks']:>10}{sequential['extra_forks']:>16}", ""]
     for kind, found in parallel["by_kind"].items():
         lines.append(
@@ -94,6 +103,35 @@ def render(results: dict) -> str:
         )
     lines.append(f"\nthe same text both ways: {results['same_text']:.2%}")
     return "\n".join(lines)
+
+
+def tables(results: dict) -> str:
+    """The same for the model's card and the docs."""
+    parallel, sequential, machine = results["parallel"], results["sequential"], results["machine"]
+    rows = [
+        (saying, f"{parallel[name]:.1%}", f"{sequential[name]:.1%}", _goal(name)) for name, saying in SAYING.items()
+    ]
+    kinds = [
+        (kind, found["answers"], found["details"], f"{found['details_right']:.1%}", f"{found['answers_exact']:.1%}")
+        for kind, found in parallel["by_kind"].items()
+    ]
+    return "\n".join(
+        [
+            f"`python -m bench.default_model --count {parallel['answers']} --seed {results['seed']}`: "
+            f"{parallel['answers']} held-out prompts,",
+            f"{parallel['details']} details, {machine['date']}, {machine['cores']} cores of an {machine['processor']}, "
+            f"torch {machine['torch']}. The text was the same both ways",
+            f"in {results['same_text']:.1%} of the prompts.",
+            "",
+            markdown(("", "branches in parallel", "one at a time", "goal"), rows),
+            "",
+            markdown(("kind", "answers", "details", "details right", "answers right"), kinds),
+        ]
+    )
+
+
+def _goal(name: str) -> str:
+    return f"{GOALS[name][1]} {GOALS[name][0]:.0%}" if name in GOALS else ""
 
 
 if __name__ == "__main__":
