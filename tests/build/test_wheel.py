@@ -56,6 +56,8 @@ def test_contents(wheel):
     extension = f"apar_ext/_C{sysconfig.get_config_var('EXT_SUFFIX')}"
     assert {name for name in packaged if name.endswith((".py", ".so"))} == modules | {extension}
     assert {"apar_ext/py.typed", "apar/py.typed"} <= packaged
+    model = ROOT / "python" / "apar" / "assets" / "default"
+    assert {f"apar/assets/default/{path.name}" for path in model.iterdir()} <= packaged
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
@@ -107,3 +109,9 @@ def test_command_line(environment):
     facts = json.loads(run(environment / "bin" / "apar", "info", "--json", cwd=environment))
     assert facts["cpu_level"]
     assert isinstance(facts["cuda_built"], bool)
+
+
+def test_generates_with_the_model_that_comes_along(environment):
+    prompt = "Anna works as a baker and lives in Oslo. Karim works as a pilot and lives in Lima. Describe each person."
+    answer = json.loads(run(environment / "bin" / "apar", "generate", prompt, "--json", cwd=environment))
+    assert len(answer["branches"]) == 3
