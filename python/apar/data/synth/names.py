@@ -61,12 +61,13 @@ def draw_names(rng: random.Random, counts: dict[str, int], *, held_out: bool) ->
     beginnings: set[str] = set()
     names: dict[str, list[str]] = {}
     for kind in sorted(counts):
-        # A prompt has either names that people know or names that nobody has ever heard.
-        real = list(_REAL.get(kind, ())) if rng.random() < 0.4 else []
+        # A prompt has names that people know, names that nobody has ever heard, or names of any spelling.
+        style = rng.random()
+        real = list(_REAL.get(kind, ())) if style < 0.4 else []
         rng.shuffle(real)
         names[kind] = []
         while len(names[kind]) < counts[kind]:
-            name = real.pop() if real else _make_up(rng, kind)
+            name = real.pop() if real else _spell(rng) if style > 0.85 else _make_up(rng, kind)
             if is_held_out(name) == held_out and name[:3] not in beginnings:
                 names[kind].append(name)
                 beginnings.add(name[:3])
@@ -95,3 +96,12 @@ def _make_up(rng: random.Random, kind: str) -> str:
         rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS) for _ in range(1 + (rng.random() < 0.1))
     ]
     return ("".join(syllables) + rng.choice(_ENDINGS[kind])).capitalize()
+
+
+def _spell(rng: random.Random) -> str:
+    """Letters in almost any order, so that a model learns to copy more than the syllables above."""
+    letters, vowel = [], rng.random() < 0.4
+    for _ in range(rng.randint(3, 8)):
+        letters.append(rng.choice("aeiouy" if vowel else "bcdfghjklmnpqrstvwxyz"))
+        vowel ^= rng.random() < 0.75
+    return "".join(letters).capitalize()

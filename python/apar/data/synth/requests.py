@@ -175,19 +175,19 @@ def _repeat(rng: random.Random, world: World, held_out: bool) -> Request:
 
 KINDS: dict[str, Kind] = {
     "overview": Kind(_listing("overview", OVERVIEW, answers.overview), 22, True),
-    "instructions": Kind(_listing("instructions", INSTRUCT, answers.instructions), 6, True),
-    "comparison": Kind(_listing("comparison", COMPARE, answers.comparison), 12, True),
+    "instructions": Kind(_listing("instructions", INSTRUCT, answers.instructions), 5, True),
+    "comparison": Kind(_listing("comparison", COMPARE, answers.comparison), 14, True),
     "report": Kind(_listing("report", REPORT, answers.report), 10, True),
     "by_group": Kind(_listing("by_group", BY_GROUP, answers.by_group), 10, True, grouped=True),
-    "by_point": Kind(_listing("by_point", BY_POINT, answers.by_point), 8, True),
+    "by_point": Kind(_listing("by_point", BY_POINT, answers.by_point), 7, True),
     "one": Kind(_one, 8, False),
     "about": Kind(_about, 8, False),
-    "names": Kind(_names, 9, False),
+    "names": Kind(_names, 10, False),
     "count": Kind(_count, 5, False),
-    "which": Kind(_which, 9, False),
-    "yes_no": Kind(_yes_no, 6, False),
-    "paragraph": Kind(_paragraph, 9, False),
-    "chat": Kind(_chat, 1, False),
+    "which": Kind(_which, 10, False),
+    "yes_no": Kind(_yes_no, 8, False),
+    "paragraph": Kind(_paragraph, 10, False),
+    "chat": Kind(_chat, 3, False),
     "repeat": Kind(_repeat, 0, False),
 }
 """What a prompt can ask for, by name. "repeat" (copying, to begin a training with) is drawn only when asked for."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 # Wordings come in pairs: those for training and those that are held out. The words of a held-out wording all occur in
 # other wordings; it is their order that is new.
 Wordings = tuple[tuple[str, ...], tuple[str, ...]]
@@ -148,7 +150,7 @@ WITH_LABELS: Wordings = (
         " and say {labels}",
         ". I need {labels}",
     ),
-    (" and mention {labels}", ". Give me {labels}", ". Say {labels}", " covering {labels}"),
+    (" and give {labels}", ". Give me {labels}", ". Say {labels}", " covering {labels}"),
 )
 IN_STYLE: dict[str, Wordings] = {
     "numbered": (
@@ -223,6 +225,10 @@ ABOUT: Wordings = (
         "One sentence about {name}, please.",
         "Introduce {name}.",
         "What is said about {name}?",
+        "Describe only {name}.",
+        "Tell me something about {name} in one sentence.",
+        "What do you find about {name} in the facts?",
+        "Give me one sentence about {name}.",
     ),
     ("Sum up {name} in one sentence.", "What do the facts say about {name}?", "Describe {name} alone."),
 )
@@ -237,6 +243,12 @@ NAMES: Wordings = (
         "Only the names of the {plural}, please.",
         "List only the names of the {plural}.",
         "Write down the names of all {plural}, nothing else.",
+        "Name the {plural}.",
+        "Name all {plural} in the facts.",
+        "Tell me the names of the {plural}.",
+        "Which {plural} do you find in the facts?",
+        "The {plural} in one line, only the names.",
+        "I only want to know the names of the {plural}.",
     ),
     ("Name all {plural} in one line.", "Just give me the names of the {plural}.", "Which {plural} are in the facts?"),
 )
@@ -247,6 +259,9 @@ COUNT: Wordings = (
         "How many {plural} do the facts name?",
         "Tell me how many {plural} there are.",
         "What is the number of {plural}?",
+        "How many {plural} do you find here?",
+        "I want to know how many {plural} there are.",
+        "How many {plural} are there in the facts?",
     ),
     ("How many {plural} are in the facts?", "Say how many {plural} there are."),
 )
@@ -257,6 +272,9 @@ WHICH: Wordings = (
         "Tell me which {singular} {said}.",
         "Find the {singular} that {said}.",
         "Of the {plural}, which {said}?",
+        "Look at the {plural}. Which {said}?",
+        "Which {singular} in the facts {said}?",
+        "I want to know which {singular} {said}.",
     ),
     ("Which of these {plural} {said}?", "Say which {singular} {said}.", "Find which of the {plural} {said}."),
 )
@@ -267,21 +285,48 @@ YES_NO: Wordings = (
         "True or not: {name} {said}?",
         "{name} {said}. Is that right?",
         "Can you say that {name} {said}?",
+        "Is this true: {name} {said}?",
+        "{name} {said}, is that so?",
+        "{name} {said}. True or not?",
+        "Tell me: is it true that {name} {said}?",
     ),
     ("{name} {said}. Is that true?", "Is it true or not that {name} {said}?"),
 )
+_IN_WORDS = (
+    "describe {all}",
+    "write about {all}",
+    "tell me about {all}",
+    "sum up {all}",
+    "say something about {all}",
+    "give me an overview of {all}",
+    "introduce {all}",
+    "present {all}",
+)
+_NOT_AS_LIST = (
+    " in one paragraph",
+    " in a single paragraph",
+    ", without a list",
+    ", no list",
+    ", not a list",
+    " in plain text",
+    " in one paragraph, no list",
+    " in plain text, without a list",
+    " in a short text",
+)
+_PARAGRAPHS = [
+    (number % 5 == 3, verb + way) for number, (verb, way) in enumerate(itertools.product(_IN_WORDS, _NOT_AS_LIST))
+]
 PARAGRAPH: Wordings = (
     (
-        "describe {all} in one paragraph",
-        "write one paragraph about {all}, no list",
-        "tell me about {all}, without a list",
-        "sum up {all} in a single paragraph",
-        "write a short text about {all}, not a list",
-        "describe {all} in plain text, without a list",
+        *(text for is_new, text in _PARAGRAPHS if not is_new),
+        "write one paragraph about {all}",
+        "write a short text about {all}",
         "put {all} into one paragraph",
-        "give me an overview of {all} in one paragraph",
+        "write one paragraph about {all}, no list",
+        "write a short text about {all}, not a list",
+        "write a single paragraph on {all}",
     ),
-    ("sum up {all} in one paragraph", "describe {all}, no list", "write a single paragraph about {all}"),
+    (*(text for is_new, text in _PARAGRAPHS if is_new), "write a single paragraph about {all}"),
 )
 CHAT: tuple[tuple[tuple[str, ...], tuple[str, ...], str], ...] = (
     (
@@ -291,7 +336,7 @@ CHAT: tuple[tuple[tuple[str, ...], tuple[str, ...], str], ...] = (
     ),
     (
         ("Thanks!", "Thank you.", "Thank you very much!", "Thanks a lot.", "That is good, thanks."),
-        ("Thanks very much!", "Good, thank you."),
+        ("Thanks very much!", "Thank you, that is good."),
         "You are welcome.",
     ),
     (
@@ -299,5 +344,5 @@ CHAT: tuple[tuple[tuple[str, ...], tuple[str, ...], str], ...] = (
         ("What can you help me with?", "Tell me who you are."),
         "I am a small model that writes about facts: overviews, comparisons, reports and instructions.",
     ),
-    (("Goodbye.", "Bye!", "See you.", "Good night."), ("Goodbye!", "Bye, see you."), "Goodbye!"),
+    (("Goodbye.", "Bye!", "See you.", "Good night."), ("Goodbye!", "Bye. See you!"), "Goodbye!"),
 )
