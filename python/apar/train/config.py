@@ -55,6 +55,8 @@ class TrainConfig:
         heldout: more files, of which every record is for evaluation.
         heldout_limit: records that an evaluation looks at.
         too_long: trees longer than ``length``: "split" (details spread over several rows) or "drop".
+        share_prompts: whether records that follow each other and begin alike have that beginning once in a row (see
+            apar.train.sharing).
         weighting: "token", every target counts the same, or "branch", every branch counts the same.
         detail_weight: factor of the targets below the trunk.
     How:
@@ -87,6 +89,7 @@ class TrainConfig:
     heldout: list[str] = dataclasses.field(default_factory=list)
     heldout_limit: int = 1000
     too_long: str = "split"
+    share_prompts: bool = True
     weighting: str = "token"
     detail_weight: float = 1.0
     length: int = 2048

@@ -10,17 +10,23 @@ import numpy as np
 import torch
 
 from apar.train.packing import PackedTree, fill_rows, lay_out, split_tree
+from apar.train.sharing import group_trees
 
 WEIGHTINGS = ("token", "branch")
 TOO_LONG = ("split", "drop")
+LONGEST_GROUP = 640
+"""Tokens of trees that share: in a group every tile of attention covers all trees before it."""
 
 
 @dataclasses.dataclass
 class LengthCounts:
-    """split_trees: longer than a row and cut into several. dropped_trees, dropped_branches: what found no place."""
+    """tokens: what is in the rows. shared_tokens: what trees read in another one and need not have themselves.
+    split_trees: longer than a row and cut into several. dropped_trees, dropped_branches: what found no place.
+    """
 
     trees: int = 0
     tokens: int = 0
+    shared_tokens: int = 0
     split_trees: int = 0
     dropped_trees: int = 0
     dropped_branches: int = 0
@@ -30,29 +36,54 @@ class TreeStore:
     """Packed trees one behind the other, none longer than a row of ``row_length`` tokens.
 
     too_long: what happens to longer trees: ``"split"`` (see ``split_tree``) or ``"drop"``.
+    share: whether trees that follow each other have the beginning of their prompts once (see sharing.py).
+
+    Rows are made of groups, of trees that share or of one tree. lengths: [groups] int64, their tokens.
     """
 
-    def __init__(self, trees: Iterable[PackedTree], row_length: int, too_long: str = "split") -> None:
+    def __init__(
+        self, trees: Iterable[PackedTree], row_length: int, too_long: str = "split", share: bool = True
+    ) -> None:
         self.row_length = row_length
         self.counts = LengthCounts()
         token_ids: list[np.ndarray] = []
         branch: list[np.ndarray] = []
-        for tree in trees:
-            for part in self._fitting(tree, too_long):
-                token_ids.append(part.token_ids)
-                branch.append(part.branch)
-        self.lengths = np.array([len(ids) for ids in token_ids], np.int64)
-        self._begin = np.r_[0, np.cumsum(self.lengths)]
+        shared: list[int] = []
+        groups: list[int] = []
+        parts = (part for tree in trees for part in self._fitting(tree, too_long))
+        for group in group_trees(parts, min(LONGEST_GROUP, row_length)) if share else ([part] for part in parts):
+            groups.append(len(shared))
+            for tree in group:
+                token_ids.append(tree.token_ids[tree.shared :])
+                branch.append(tree.branch[tree.shared :])
+                shared.append(tree.shared)
+        own_lengths = np.array([len(ids) for ids in token_ids], np.int64)
+        self._begin = np.r_[0, np.cumsum(own_lengths)]
+        self._groups = np.array([*groups, len(shared)], np.int64)
+        self.lengths = np.diff(self._begin[self._groups])
+        self._shared = np.array(shared, np.int64)
         self._token_ids = np.concatenate([*token_ids, np.empty(0, np.int32)])
         self._branch = np.concatenate([*branch, np.empty(0, np.int16)])
-        self.counts.trees, self.counts.tokens = len(self.lengths), len(self._token_ids)
+        self.counts.trees, self.counts.tokens = len(shared), len(self._token_ids)
+        self.counts.shared_tokens = int(self._shared.sum())
 
     def __len__(self) -> int:
+        """The number of groups."""
         return len(self.lengths)
 
-    def __getitem__(self, number: int) -> PackedTree:
-        place = slice(self._begin[number], self._begin[number + 1])
-        return PackedTree(self._token_ids[place], self._branch[place])
+    def __getitem__(self, number: int) -> list[PackedTree]:
+        """The trees of a group, each with all of its tokens."""
+        group = range(self._groups[number], self._groups[number + 1])
+        first = self._token_ids[self._begin[group[0]] : self._begin[group[0] + 1]]
+        trees = []
+        for tree in group:
+            own, shared = slice(self._begin[tree], self._begin[tree + 1]), int(self._shared[tree])
+            token_ids, branch = self._token_ids[own], self._branch[own]
+            if shared:
+                token_ids = np.concatenate([first[:shared], token_ids])
+                branch = np.concatenate([np.full(shared, -1, branch.dtype), branch])
+            trees.append(PackedTree(token_ids, branch, shared))
+        return trees
 
     def digest(self) -> str:
         """Of all tokens and their branches: the same for the same trees in the same order."""
@@ -99,11 +130,20 @@ def make_row(
     token_ids, ends = np.zeros(row_length, np.int32), np.arange(1, row_length + 1, dtype=np.int32)
     positions = np.zeros(row_length, np.int32)
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
-    begin = 0
+    begin = first_begin = 0
     for tree in trees:
         layout = lay_out(tree.branch)
-        place = slice(begin, begin + len(tree))
-        token_ids[place], positions[place], ends[place] = tree.token_ids, layout.positions, layout.ends + begin
+        own, offset = (
+            slice(tree.shared, None),
+            begin - tree.shared,
+        )  # offset: from places in the tree to those in the row
+        place = slice(begin, begin + len(tree) - tree.shared)
+        token_ids[place], positions[place] = tree.token_ids[own], layout.positions[own]
+        ends[place] = layout.ends[own] + offset
+        if tree.shared:
+            ends[first_begin : first_begin + tree.shared] = place.stop
+        else:
+            first_begin = begin
         places = np.flatnonzero((layout.next >= 0) & (tree.branch[layout.next] >= 0))
         following = layout.next[places]
         branch = tree.branch[following]
@@ -111,8 +151,8 @@ def make_row(
         if weighting == "branch":
             weights /= np.bincount(branch)[branch]
         weights[branch > 0] *= detail_weight
-        parts.append((places + begin, tree.token_ids[following], weights, branch > 0))
-        begin += len(tree)
+        parts.append((places + offset, tree.token_ids[following], weights, branch > 0))
+        begin = place.stop
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)] if parts else [np.empty(0)] * 4
     return PackedRow(
         token_ids,
@@ -167,7 +207,7 @@ class RowDataset(torch.utils.data.Dataset):
         return len(self._rows)
 
     def __getitem__(self, number: int) -> PackedRow:
-        trees = [self._store[tree] for tree in self._rows[number]]
+        trees = [tree for group in self._rows[number] for tree in self._store[group]]
         return make_row(trees, self._store.row_length, self._weighting, self._detail_weight)
 
 

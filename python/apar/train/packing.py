@@ -30,10 +30,13 @@ class PackedTree:
     token_ids: [n] int32, depth first, control and end tokens included.
     branch: [n] int16, the branch of each token: b for a token to be learned, ~b (negative) for one that is only read.
         Branches are numbered as they start, the trunk is 0. The prompt is read as part of the trunk.
+    shared: that many tokens at its beginning are those of the last tree before it with ``shared`` 0: in a row with
+        that tree it reads them there (see sharing.py).
     """
 
     token_ids: np.ndarray
     branch: np.ndarray
+    shared: int = 0
 
     def __len__(self) -> int:
         return len(self.token_ids)

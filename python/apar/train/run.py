@@ -133,7 +133,7 @@ def _read_data(config: TrainConfig, tokenizer: Any, grammar: Any) -> tuple[dict[
     stores, counts = {}, {}
     for split, records in (("train", learned()), ("heldout", heldout)):
         encoder = TreeEncoder(tokenizer, grammar)
-        stores[split] = TreeStore(encoder.encode(records), config.length, config.too_long)
+        stores[split] = TreeStore(encoder.encode(records), config.length, config.too_long, config.share_prompts)
         counts[split] = dataclasses.asdict(encoder.counts) | dataclasses.asdict(stores[split].counts)
     if not len(stores["train"]):
         raise ValueError(f"data: no tree to learn from in {', '.join(config.data)} ({counts['train']})")
@@ -295,6 +295,7 @@ def _print_facts(
     for name, what in (
         ("unusable", "records could not be encoded"),
         ("changed_texts", "answers are changed by the tokenizer"),
+        ("shared_tokens", "tokens of prompts are shared with the tree before"),
         ("split_trees", "trees were longer than a row and were split"),
         ("dropped_trees", "trees were longer than a row and were dropped"),
         ("dropped_branches", "branches were longer than a row and were dropped"),

@@ -25,6 +25,9 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--kinds", nargs="+", metavar="KIND", help="only these kinds of requests (default: all)")
     parser.add_argument("--max-items", type=int, metavar="N", help="at most so many things in a prompt (default 5)")
+    parser.add_argument(
+        "--requests", type=int, default=1, metavar="N", help="so many records about the same facts (default 1)"
+    )
 
 
 def _synth(options: argparse.Namespace) -> int:
@@ -34,7 +37,13 @@ def _synth(options: argparse.Namespace) -> int:
 
     if options.count < 0:
         raise ValueError(f"--count: expected 0 or more, got {options.count}")
-    records = synth_records(options.seed, split=options.split, kinds=options.kinds, max_items=options.max_items)
+    records = synth_records(
+        options.seed,
+        split=options.split,
+        kinds=options.kinds,
+        max_items=options.max_items,
+        requests=options.requests,
+    )
     records = itertools.islice(records, options.count)
     if options.output is None:
         for record in records:

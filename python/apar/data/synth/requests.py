@@ -192,5 +192,7 @@ KINDS: dict[str, Kind] = {
 }
 """What a prompt can ask for, by name. "repeat" (copying, to begin a training with) is drawn only when asked for."""
 
+WITHOUT_FACTS = ("chat", "repeat")
+
 ORDERED_NAMES = (STEPS, DAYS)
 """Topics of these names are what instructions and plans are about."""

@@ -1,0 +1,65 @@
+"""Trees whose prompts begin alike, packed with that beginning once.
+
+Answers to one prompt, turns of one conversation, questions about one text: their prompts have a beginning in common.
+In a row it stands once, in the first tree, and the trees behind it see it there:
+
+    facts  request 1  answer 1  request 2  answer 2 ...
+
+Position and mask of every token are those of its tree alone, so losses and gradients are, too. Nothing is left of the
+first tree but its beginning for the others to see, which is why the mask is still one number per token: the trees are
+ordered by how much they share, most first, and a token of the beginning is seen up to the end of the last that shares
+it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from apar.train.packing import PackedTree
+
+SHORTEST_SHARED = 8
+"""A beginning of fewer tokens is not shared: long groups make for uneven rows."""
+
+
+def group_trees(trees: Iterable[PackedTree], longest: int) -> Iterator[list[PackedTree]]:
+    """Put trees that follow each other and begin alike into groups of at most ``longest`` tokens, in their order.
+
+    The first of a group is whole; the others know by ``shared`` what they read there, most of it first.
+    """
+    group: list[PackedTree] = []
+    num_tokens = 0
+    for tree in trees:
+        shared = shared_beginning(group[0], tree) if group else 0
+        if shared < SHORTEST_SHARED or num_tokens + len(tree) - shared > longest:
+            if group:
+                yield _ordered(group)
+            group, num_tokens, shared = [], 0, 0
+        group.append(dataclasses.replace(tree, shared=shared))
+        num_tokens += len(tree) - shared
+    if group:
+        yield _ordered(group)
+
+
+def shared_beginning(first: PackedTree, other: PackedTree) -> int:
+    """How many tokens of ``first`` the other tree can read there.
+
+    They are tokens of both trunks that are only read. The last such token of the other tree predicts its own answer and
+    stays its own.
+    """
+    longest = min(_read_beginning(first), _read_beginning(other) - 1)
+    if longest <= 0:
+        return 0
+    differs = first.token_ids[:longest] != other.token_ids[:longest]
+    return int(np.argmax(differs)) if differs.any() else longest
+
+
+def _read_beginning(tree: PackedTree) -> int:
+    learned = tree.branch != -1
+    return int(np.argmax(learned)) if learned.any() else len(tree)
+
+
+def _ordered(group: list[PackedTree]) -> list[PackedTree]:
+    return [group[0], *sorted(group[1:], key=lambda tree: -tree.shared)]
