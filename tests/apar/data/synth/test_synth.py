@@ -204,3 +204,23 @@ def test_the_command_writes_what_the_function_gives(tmp_path, capsysbinary) -> N
 def test_the_command_names_what_is_wrong(arguments: list[str], named: str, capsys) -> None:
     assert main(["data", "synth", *arguments]) == 1
     assert named in capsys.readouterr().err
+
+
+def test_several_requests_are_about_the_same_facts() -> None:
+    kinds = ["overview", "by_group", "instructions", "which", "one"]
+    records = take(120, seed=3, requests=4, kinds=kinds)
+    assert {record.extra["kind"] for record in records} == {*kinds}
+    for begin in range(0, 120, 4):
+        prompts = [record.messages[-1]["content"] for record in records[begin : begin + 4]]
+        facts = {prompt.rpartition("\n\n")[0] for prompt in prompts}
+        assert len(facts) == 1
+        together = [record.extra["kind"] for record in records[begin : begin + 4]]
+        assert len({kind == "by_group" for kind in together}) == 1
+        if "instructions" in together:
+            assert records[begin].extra["topic"] in ("step", "day")
+    assert all(record.extra["kind"] not in ("chat", "repeat") for record in take(50, requests=2))
+    assert records == take(120, seed=3, requests=4, kinds=kinds)
+    with pytest.raises(ValueError, match="requests: expected 1 or more, got 0"):
+        take(1, requests=0)
+    with pytest.raises(ValueError, match="chat need no facts"):
+        take(1, requests=2, kinds=["chat"])
