@@ -88,7 +88,7 @@ class TreeStore:
     def digest(self) -> str:
         """Of all tokens and their branches: the same for the same trees in the same order."""
         found = hashlib.blake2b(digest_size=8)
-        for numbers in (self.lengths, self._token_ids, self._branch):
+        for numbers in (self.lengths, self._shared, self._token_ids, self._branch):
             found.update(numbers)
         return found.hexdigest()
 
