@@ -41,6 +41,11 @@ def say(item: Item, attributes: Sequence[Attribute]) -> str:
     return f"{item.name} {', '.join(attribute.say(item.values[attribute.label]) for attribute in attributes)}."
 
 
+def _also(rng: random.Random) -> str:
+    """What may stand between a name and what is said of it: words that say nothing more."""
+    return rng.choice(("", "", "", "", "", " also", " now", " still", " really"))
+
+
 def _phrase(rng: random.Random, attribute: Attribute, held_out: bool) -> int:
     """Which phrase says an attribute: the last one in held-out prompts alone."""
     return rng.randrange(len(attribute.phrases) - (not held_out))
@@ -51,13 +56,13 @@ def _sentence_each(
 ) -> str:
     """ "Mira works as a potter, lives in Varn and likes chess." """
     phrases = [_phrase(rng, attribute, held_out) for attribute in attributes]
-    vary = rng.random() < 0.3
+    vary, also = rng.random() < 0.3, _also(rng)
     sentences = []
     for item in items:
         if vary:
             phrases = [_phrase(rng, attribute, held_out) for attribute in attributes]
         said = [a.say(item.values[a.label], phrase) for a, phrase in zip(attributes, phrases, strict=True)]
-        sentences.append(f"{item.name} {join(said)}.")
+        sentences.append(f"{item.name}{also} {join(said)}.")
     return rng.choice((" ", " ", "\n")).join(sentences)
 
 
@@ -65,10 +70,11 @@ def _sentence_per_fact(
     rng: random.Random, world: World, items: Sequence[Item], attributes: list[Attribute], held_out: bool
 ) -> str:
     """ "Mira works as a potter. Mira lives in Varn." """
-    phrases = [_phrase(rng, attribute, held_out) for attribute in attributes]
+    phrases, also = [_phrase(rng, attribute, held_out) for attribute in attributes], _also(rng)
     return rng.choice((" ", "\n")).join(
         " ".join(
-            f"{item.name} {a.say(item.values[a.label], phrase)}." for a, phrase in zip(attributes, phrases, strict=True)
+            f"{item.name}{also} {a.say(item.values[a.label], phrase)}."
+            for a, phrase in zip(attributes, phrases, strict=True)
         )
         for item in items
     )

@@ -81,7 +81,7 @@ def _some(rng: random.Random, world: World) -> tuple[list[Attribute], bool]:
 def _sentence(opening: str, text: str) -> str:
     if not opening:
         text = text[0].upper() + text[1:]
-    question = opening.startswith(("Could", "Can"))
+    question = opening.startswith(("Could", "Can", "Would"))
     return f"{opening}{text}{'?' if question and '. ' not in text else '.'}"
 
 

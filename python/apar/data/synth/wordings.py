@@ -8,6 +8,23 @@ import itertools
 # other wordings; it is their order that is new.
 Wordings = tuple[tuple[str, ...], tuple[str, ...]]
 
+
+def _combined(*parts: tuple[str, ...]) -> Wordings:
+    """Every first part with every second part and so on. One combination in seven is held out."""
+    texts = ["".join(texts) for texts in itertools.product(*parts)]
+    return (
+        tuple(text for number, text in enumerate(texts) if number % 7 != 3),
+        tuple(text for number, text in enumerate(texts) if number % 7 == 3),
+    )
+
+
+def _together(*wordings: Wordings) -> Wordings:
+    return (
+        tuple(text for for_training, _ in wordings for text in for_training),
+        tuple(text for _, held_out in wordings for text in held_out),
+    )
+
+
 OPENINGS: Wordings = (
     (
         "",
@@ -21,6 +38,13 @@ OPENINGS: Wordings = (
         "I want you to ",
         "I would like you to ",
         "Your task: ",
+        "Please now ",
+        "Would you ",
+        "Would you please ",
+        "I need this: ",
+        "Next, ",
+        "Then please ",
+        "Look at the facts and ",
     ),
     ("", "Now please ", "Could you please ", "I need you to "),
 )
@@ -196,101 +220,109 @@ DEFAULT_STYLE = {
     "by_point": "numbered",
 }
 
-ONE: Wordings = (
-    (
-        "What is the {label} of {name}?",
-        "Tell me the {label} of {name}.",
-        "I only want to know the {label} of {name}.",
-        "{name}: what is the {label}?",
-        "Say the {label} of {name}.",
-        "Look up {name}. What is the {label}?",
-        "Give me the {label} of {name}.",
-        "Which {label} do the facts give for {name}?",
-        "What do the facts say about {name} and the {label}?",
+ONE: Wordings = _together(
+    _combined(
+        ("Tell me", "Give me", "Say", "I want to know", "I only want to know", "Look up", "Find", "Write down"),
+        (" the {label} of {name}", " only the {label} of {name}", " what the facts say about the {label} of {name}"),
+        (".", ", please.", ", nothing else.", " and nothing else."),
+    ),
+    _combined(
+        ("", "Look at the facts. ", "Please tell me: ", "A question: ", "Look up {name}. "),
+        (
+            "What is the {label} of {name}?",
+            "{name}: what is the {label}?",
+            "Which {label} do the facts give for {name}?",
+        ),
     ),
     (
-        "I want to know the {label} of {name}.",
-        "Look up the {label} of {name}.",
-        "What {label} do the facts give for {name}?",
+        ("What do the facts say about {name} and the {label}?", "What about the {label} of {name}?"),
+        ("What {label} do the facts give for {name}?",),
     ),
 )
-ABOUT: Wordings = (
-    (
-        "Tell me about {name}.",
-        "Describe {name} in one sentence.",
-        "Who or what is {name}?",
-        "What do you know about {name}?",
-        "Sum up {name}.",
-        "Say something about {name} alone.",
-        "One sentence about {name}, please.",
-        "Introduce {name}.",
-        "What is said about {name}?",
-        "Describe only {name}.",
-        "Tell me something about {name} in one sentence.",
-        "What do you find about {name} in the facts?",
-        "Give me one sentence about {name}.",
+ABOUT: Wordings = _together(
+    _combined(
+        ("Tell me about", "Describe", "Introduce", "Sum up", "Say something about", "Write about", "Tell me all about"),
+        (" {name}", " only {name}"),
+        (".", " in one sentence.", " alone.", ", please.", ", nothing else.", " in a sentence."),
     ),
-    ("Sum up {name} in one sentence.", "What do the facts say about {name}?", "Describe {name} alone."),
+    _combined(
+        ("", "Look at the facts. ", "A question: "),
+        (
+            "Who or what is {name}?",
+            "What do you know about {name}?",
+            "What do the facts say about {name}?",
+            "What is said about {name}?",
+            "What do you find about {name}?",
+        ),
+    ),
+    (
+        (
+            "One sentence about {name}, please.",
+            "Give me one sentence about {name}.",
+            "Say something about {name} alone.",
+        ),
+        ("Write one sentence about {name}.",),
+    ),
 )
-NAMES: Wordings = (
-    (
-        "Which {plural} are there?",
-        "Just name the {plural}.",
-        "Give me only the names of the {plural}.",
-        "Name the {plural} in one line.",
-        "What are the names of the {plural}?",
-        "Which {plural} do the facts name?",
-        "Only the names of the {plural}, please.",
-        "List only the names of the {plural}.",
-        "Write down the names of all {plural}, nothing else.",
-        "Name the {plural}.",
-        "Name all {plural} in the facts.",
-        "Tell me the names of the {plural}.",
-        "Which {plural} do you find in the facts?",
-        "The {plural} in one line, only the names.",
-        "I only want to know the names of the {plural}.",
+NAMES: Wordings = _together(
+    _combined(
+        ("List", "Give me", "Write down", "Tell me", "Just give me", "Show me", "Say", "I want"),
+        (" the names of the {plural}", " the names of all {plural}", " only the names of the {plural}"),
+        (".", " in one line.", ", nothing else.", " and nothing else.", ", just the names."),
     ),
-    ("Name all {plural} in one line.", "Just give me the names of the {plural}.", "Which {plural} are in the facts?"),
+    _combined(
+        ("Just name", "Name", "Only name", "Please name"),
+        (" the {plural}", " all {plural}", " all {plural} in the facts"),
+        (".", " in one line.", ", nothing else."),
+    ),
+    _combined(
+        ("Which {plural} ", "A question: which {plural} "),
+        ("are there", "are in the facts", "do the facts name", "do you find", "do you see", "are named"),
+        ("?", " here?", "? Just the names.", "? Only name them."),
+    ),
+    _combined(
+        ("What are the names of the {plural}", "What are the names of all {plural}"),
+        ("?", " here?", " in the facts?", "? Write them in one line."),
+    ),
 )
-COUNT: Wordings = (
-    (
-        "How many {plural} are there?",
-        "Count the {plural}.",
-        "How many {plural} do the facts name?",
-        "Tell me how many {plural} there are.",
-        "What is the number of {plural}?",
-        "How many {plural} do you find here?",
-        "I want to know how many {plural} there are.",
-        "How many {plural} are there in the facts?",
+COUNT: Wordings = _together(
+    _combined(
+        ("How many {plural} ", "A question: how many {plural} ", "Tell me how many {plural} "),
+        ("are there", "are in the facts", "do the facts name", "do you find", "do you see", "are named"),
+        ("?", " here?", "? Count them."),
     ),
-    ("How many {plural} are in the facts?", "Say how many {plural} there are."),
+    _combined(
+        ("Count", "Please count", "Give me the number of", "What is the number of", "Tell me the number of"),
+        (" the {plural}", " all {plural}"),
+        (".", ", please.", " in the facts."),
+    ),
 )
-WHICH: Wordings = (
-    (
-        "Which {singular} {said}?",
-        "Which of the {plural} {said}?",
-        "Tell me which {singular} {said}.",
-        "Find the {singular} that {said}.",
-        "Of the {plural}, which {said}?",
-        "Look at the {plural}. Which {said}?",
-        "Which {singular} in the facts {said}?",
-        "I want to know which {singular} {said}.",
+WHICH: Wordings = _together(
+    _combined(
+        ("", "Look at the {plural}. ", "Look at the facts. ", "A question: "),
+        ("Which {singular} {said}?", "Which of the {plural} {said}?", "Which one of the {plural} {said}?"),
     ),
-    ("Which of these {plural} {said}?", "Say which {singular} {said}.", "Find which of the {plural} {said}."),
+    _combined(
+        ("Tell me", "Find out", "Say", "I want to know", "Look up", "Please say"),
+        (" which {singular}", " which of the {plural}", " which one of the {plural}"),
+        (" {said}.", " {said}, please."),
+    ),
+    (
+        ("Find the {singular} that {said}.", "Name the {singular} that {said}.", "Of the {plural}, which {said}?"),
+        ("Look up the {singular} that {said}.",),
+    ),
 )
-YES_NO: Wordings = (
-    (
-        "Is it true that {name} {said}?",
-        "Is it right that {name} {said}?",
-        "True or not: {name} {said}?",
-        "{name} {said}. Is that right?",
-        "Can you say that {name} {said}?",
-        "Is this true: {name} {said}?",
-        "{name} {said}, is that so?",
-        "{name} {said}. True or not?",
-        "Tell me: is it true that {name} {said}?",
+YES_NO: Wordings = _together(
+    _combined(
+        ("Is it true that", "Is it right that", "Can you say that", "Do the facts say that", "Is it so that"),
+        (" {name} {said}?", " {name} {said}, yes or no?"),
     ),
-    ("{name} {said}. Is that true?", "Is it true or not that {name} {said}?"),
+    _combined(
+        ("", "Look at the facts. ", "A question: "),
+        ("{name} {said}",),
+        (". Is that right?", ". Is that true?", ". True or not?", ", is that so?", ". Yes or no?", ", right?"),
+    ),
+    _combined(("Tell me if", "Say if", "I want to know if"), (" {name} {said}.", " it is true that {name} {said}.")),
 )
 _IN_WORDS = (
     "describe {all}",
@@ -313,20 +345,19 @@ _NOT_AS_LIST = (
     " in plain text, without a list",
     " in a short text",
 )
-_PARAGRAPHS = [
-    (number % 5 == 3, verb + way) for number, (verb, way) in enumerate(itertools.product(_IN_WORDS, _NOT_AS_LIST))
-]
-PARAGRAPH: Wordings = (
+PARAGRAPH: Wordings = _together(
+    _combined(_IN_WORDS, _NOT_AS_LIST),
     (
-        *(text for is_new, text in _PARAGRAPHS if not is_new),
-        "write one paragraph about {all}",
-        "write a short text about {all}",
-        "put {all} into one paragraph",
-        "write one paragraph about {all}, no list",
-        "write a short text about {all}, not a list",
-        "write a single paragraph on {all}",
+        (
+            "write one paragraph about {all}",
+            "write a short text about {all}",
+            "put {all} into one paragraph",
+            "write one paragraph about {all}, no list",
+            "write a short text about {all}, not a list",
+            "write a single paragraph on {all}",
+        ),
+        ("write a single paragraph about {all}",),
     ),
-    (*(text for is_new, text in _PARAGRAPHS if is_new), "write a single paragraph about {all}"),
 )
 CHAT: tuple[tuple[tuple[str, ...], tuple[str, ...], str], ...] = (
     (
