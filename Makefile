@@ -34,7 +34,7 @@ demo: build
 	PYTHONPATH=.:python $(RUN) -m apar info
 	PYTHONPATH=.:python $(RUN) -m apar demo
 
-# Data, tokenizer and first weights, four trainings, the measurement: docs/default_model.md. A step learns the rows of all
+# Data, tokenizer and first weights, two trainings, the measurement: docs/default_model.md. A step learns the rows of all
 # PROCESSES together: one per core, or 1 with a GPU.
 MODEL := build/default-model
 MODEL_FILES := config.json generation_config.json model.safetensors tokenizer.json tokenizer_config.json chat_template.jinja
@@ -47,19 +47,15 @@ default-model: build
 	mkdir -p $(MODEL)
 	$(APAR) data synth --seed 1 --count 20000 --kinds repeat -o $(MODEL)/repeat.jsonl.gz
 	$(APAR) data synth --seed 2 --count 20000 --max-items 3 -o $(MODEL)/few.jsonl.gz
-	$(APAR) data synth --seed 3 --count 240000 -o $(MODEL)/all.jsonl.gz
-	$(APAR) data synth --seed 5 --count 150000 -o $(MODEL)/more.jsonl.gz
-	$(APAR) data synth --seed 6 --count 60000 --requests 3 --kinds $(LISTS) -o $(MODEL)/lists.jsonl.gz
-	$(APAR) data synth --seed 7 --count 150000 --requests 8 --kinds $(SHORT) -o $(MODEL)/short.jsonl.gz
-	$(APAR) data synth --seed 8 --count 40000 -o $(MODEL)/single.jsonl.gz
-	$(APAR) data synth --seed 4 --count 200 --split heldout -o $(MODEL)/heldout.jsonl.gz
+	$(APAR) data synth --seed 3 --count 120000 --requests 3 --kinds $(LISTS) -o $(MODEL)/lists.jsonl.gz
+	$(APAR) data synth --seed 4 --count 300000 --requests 8 --kinds $(SHORT) -o $(MODEL)/short.jsonl.gz
+	$(APAR) data synth --seed 5 --count 110000 -o $(MODEL)/single.jsonl.gz
+	$(APAR) data synth --seed 6 --count 200 --split heldout -o $(MODEL)/heldout.jsonl.gz
 	PYTHONPATH=.:python $(RUN) bench/train/default/start.py $(MODEL)/start
 	$(TRAIN) bench/train/default/first.yaml --overwrite
 	$(TRAIN) bench/train/default/second.yaml --overwrite
-	$(TRAIN) bench/train/default/third.yaml --overwrite
-	$(TRAIN) bench/train/default/fourth.yaml --overwrite
-	PYTHONPATH=.:python $(RUN) -m bench.default_model --model $(MODEL)/fourth --seed 11 --save
-	cd $(MODEL)/fourth && cp $(MODEL_FILES) $(CURDIR)/python/apar/assets/default
+	PYTHONPATH=.:python $(RUN) -m bench.default_model --model $(MODEL)/second --seed 11 --save
+	cd $(MODEL)/second && cp $(MODEL_FILES) $(CURDIR)/python/apar/assets/default
 
 test: build
 	$(RUN) -m pytest $(TESTS)

@@ -38,7 +38,7 @@ def test_five_commands_from_a_chat_file_to_parallel_decoding(tmp_path: Path, mon
     )
     tokenizer.save_pretrained("plain")
     tiny = {"model": "plain", "length": 256, "rows": 2, "accumulate": 1, "learning_rate": 4e-3, "precision": "float32"}
-    Path("tune.yaml").write_text(yaml.safe_dump({**yaml.safe_load(config), **tiny, "epochs": 20, "threads": 1}))
+    Path("tune.yaml").write_text(yaml.safe_dump({**yaml.safe_load(config), **tiny, "epochs": 30, "threads": 1}))
     chats = [{"prompt": shlex.split(commands[-1])[-1], "response": TIPS}] * 8
     for number in range(35):
         question, answer = {"role": "user", "content": f"Is {number} a cat?"}, {"role": "assistant", "content": "No."}

@@ -20,8 +20,10 @@ import numpy as np
 
 from apar.train.packing import PackedTree
 
-SHORTEST_SHARED = 8
-"""A beginning of fewer tokens is not shared: long groups make for uneven rows."""
+SHORTEST_SHARED, LEAST_PART = 16, 4
+"""A tree shares what saves it so many tokens and one in so many of its tokens. Less, such as a system message that all
+records have, is not worth that trees of one group are always learned in one step.
+"""
 
 
 def group_trees(trees: Iterable[PackedTree], longest: int) -> Iterator[list[PackedTree]]:
@@ -33,7 +35,8 @@ def group_trees(trees: Iterable[PackedTree], longest: int) -> Iterator[list[Pack
     num_tokens = 0
     for tree in trees:
         shared = shared_beginning(group[0], tree) if group else 0
-        if shared < SHORTEST_SHARED or num_tokens + len(tree) - shared > longest:
+        worthwhile = shared >= SHORTEST_SHARED and shared * LEAST_PART >= len(tree)
+        if not worthwhile or num_tokens + len(tree) - shared > longest:
             if group:
                 yield _ordered(group)
             group, num_tokens, shared = [], 0, 0

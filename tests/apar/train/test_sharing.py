@@ -20,9 +20,11 @@ from tests.apar.train.trees import packed, random_ids, random_packed, random_tre
 def family_of_trees(seed: int, count: int) -> list[PackedTree]:
     """Trees whose prompts have beginnings of several lengths in common."""
     numbers = random.Random(seed)
-    beginning = random_ids(numbers, 30, 30)
+    beginning = random_ids(numbers, 40, 40)
     return [
-        packed([*beginning[: numbers.randint(SHORTEST_SHARED, 30)], *random_ids(numbers, 1, 4)], random_tree(numbers))
+        packed(
+            [*beginning[: numbers.randint(25, 40)], *random_ids(numbers, 1, 4)], random_tree(numbers, most_children=2)
+        )
         for _ in range(count)
     ]
 
@@ -80,9 +82,10 @@ def test_groups_keep_to_their_length_and_to_their_order() -> None:
     assert LONGEST_GROUP >= 2 * SHORTEST_SHARED
 
 
-def test_short_beginnings_are_not_shared() -> None:
-    trees = [packed([5] * (SHORTEST_SHARED - 1) + [6 + number], [[9]]) for number in range(3)]
-    assert [len(group) for group in TreeStore(trees, 100)] == [1, 1, 1]
+@pytest.mark.parametrize(("beginning", "own"), [(SHORTEST_SHARED - 1, 1), (40, 4 * 40)])
+def test_beginnings_that_save_little_are_not_shared(beginning: int, own: int) -> None:
+    trees = [packed([*[5] * beginning, *[6 + number] * own], [[9]]) for number in range(3)]
+    assert [len(group) for group in TreeStore(trees, 600)] == [1, 1, 1]
 
 
 def test_rows_of_groups_hold_every_tree_once() -> None:
