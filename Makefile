@@ -47,9 +47,9 @@ default-model: build
 	mkdir -p $(MODEL)
 	$(APAR) data synth --seed 1 --count 20000 --kinds repeat -o $(MODEL)/repeat.jsonl.gz
 	$(APAR) data synth --seed 2 --count 20000 --max-items 3 -o $(MODEL)/few.jsonl.gz
-	$(APAR) data synth --seed 3 --count 120000 --requests 3 --kinds $(LISTS) -o $(MODEL)/lists.jsonl.gz
-	$(APAR) data synth --seed 4 --count 300000 --requests 8 --kinds $(SHORT) -o $(MODEL)/short.jsonl.gz
-	$(APAR) data synth --seed 5 --count 110000 -o $(MODEL)/single.jsonl.gz
+	$(APAR) data synth --seed 3 --count 150000 --requests 3 --kinds $(LISTS) -o $(MODEL)/lists.jsonl.gz
+	$(APAR) data synth --seed 4 --count 380000 --requests 8 --kinds $(SHORT) -o $(MODEL)/short.jsonl.gz
+	$(APAR) data synth --seed 5 --count 140000 -o $(MODEL)/single.jsonl.gz
 	$(APAR) data synth --seed 6 --count 200 --split heldout -o $(MODEL)/heldout.jsonl.gz
 	PYTHONPATH=.:python $(RUN) bench/train/default/start.py $(MODEL)/start
 	$(TRAIN) bench/train/default/first.yaml --overwrite
