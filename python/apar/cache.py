@@ -24,10 +24,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 import apar_ext
+from apar.page_sizes import DEFAULT_PAGE_SIZE, PAGE_SIZES
 
 ATTENTION_NAME = "apar"
-PAGE_SIZES = (8, 16, 32, 64, 128)
-DEFAULT_PAGE_SIZE = 16
 KV_DTYPES = {"fp8": torch.float8_e4m3fn}  # what a cache may hold besides the model's own dtype
 # The length that a PagedCache reports: no length at all, by which the mask function knows that no mask is wanted.
 # A plain number, since older torch.compile cannot trace a type of its own; impossible, so that any other use fails.

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from apar.cache import DEFAULT_PAGE_SIZE
 from apar.choosers import LogitsProcessor
 from apar.events import Event
 from apar.grammar import Grammar
 from apar.output import Output
+from apar.page_sizes import DEFAULT_PAGE_SIZE
 from apar.progress import progress_bar
 from apar.prompts import Prompts
 from apar.room import DEFAULT_LIVE_BRANCHES, DEFAULT_PREFILL_TOKENS, check_integer

@@ -18,9 +18,9 @@ from transformers.generation import (
     TopPLogitsWarper,
 )
 
-from apar.cache import DEFAULT_PAGE_SIZE
 from apar.grammar import Grammar
 from apar.output import Output
+from apar.page_sizes import DEFAULT_PAGE_SIZE
 from apar.room import DEFAULT_LIVE_BRANCHES
 from apar.run import PreparedRun
 from apar.sampling import Sampling, make_sampling

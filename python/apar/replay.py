@@ -11,13 +11,13 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from apar.cache import DEFAULT_PAGE_SIZE
 from apar.choosers import ScriptChooser
 from apar.device_decoder import make_decoder
 from apar.events import Event
 from apar.grammar import Grammar
 from apar.meter import KvMeter
 from apar.output import Output
+from apar.page_sizes import DEFAULT_PAGE_SIZE
 from apar.progress import progress_bar
 from apar.record import Recorder, Request
 from apar.room import DEFAULT_LIVE_BRANCHES, DEFAULT_PREFILL_TOKENS, check_integer, make_room

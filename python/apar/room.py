@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from apar.cache import KV_DTYPES, PAGE_SIZES, check_kv_dtype
+from apar.cache import KV_DTYPES, check_kv_dtype
 from apar.grammar import Grammar
+from apar.page_sizes import PAGE_SIZES
 
 MEMORY_SHARE = 0.25  # of the free memory, for pages, unless the caller says how many
 DEFAULT_ROWS = 256

@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from apar.cache import ATTENTION_NAME, DEFAULT_PAGE_SIZE
+from apar.cache import ATTENTION_NAME
 from apar.choosers import LogitsProcessor, TokenChooser
 from apar.decoder import Decoder
 from apar.device_decoder import make_decoder
@@ -16,6 +16,7 @@ from apar.events import Event
 from apar.grammar import Grammar
 from apar.loading import check_model, check_tokenizer
 from apar.output import Output
+from apar.page_sizes import DEFAULT_PAGE_SIZE
 from apar.prompts import Prompts, encode_prompts
 from apar.record import Recorder, Request, StoppingCriterion
 from apar.room import DEFAULT_LIVE_BRANCHES, DEFAULT_PREFILL_TOKENS, check_integer, make_room

@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from apar.commands.shared import PAGE_SIZES, add_model_options, integer, load_model
+from apar.commands.shared import add_model_options, integer, load_model
+from apar.page_sizes import DEFAULT_PAGE_SIZE, PAGE_SIZES
 
 SAVED_EVERY_SECONDS = 60
 
@@ -59,7 +60,12 @@ def add_parser(commands: Any) -> None:
         "--max-live-branches", type=integer(1), default=16, metavar="N", help="branches of a prompt at once (16)"
     )
     parser.add_argument(
-        "--page-size", type=int, choices=PAGE_SIZES, default=16, metavar="N", help="tokens per KV page (16)"
+        "--page-size",
+        type=int,
+        choices=PAGE_SIZES,
+        default=DEFAULT_PAGE_SIZE,
+        metavar="N",
+        help=f"tokens per KV page ({DEFAULT_PAGE_SIZE})",
     )
     parser.add_argument(
         "--at-once", type=integer(1), default=1, metavar="N", help="prompts decoded together (1: its own time each)"

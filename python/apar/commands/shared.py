@@ -7,8 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-PAGE_SIZES = (8, 16, 32, 64, 128)
-"""As ``apar.cache`` has them, which is not imported for a line of help."""
+from apar.page_sizes import DEFAULT_PAGE_SIZE, PAGE_SIZES
 
 
 def add_model_options(parser: argparse.ArgumentParser, *, default: str) -> None:
@@ -25,7 +24,12 @@ def add_room_options(parser: Any) -> None:
         "--max-live-branches", type=integer(1), default=16, metavar="N", help="branches of a prompt at once (16)"
     )
     parser.add_argument(
-        "--page-size", type=int, choices=PAGE_SIZES, default=16, metavar="N", help="tokens per KV page (default 16)"
+        "--page-size",
+        type=int,
+        choices=PAGE_SIZES,
+        default=DEFAULT_PAGE_SIZE,
+        metavar="N",
+        help=f"tokens per KV page (default {DEFAULT_PAGE_SIZE})",
     )
     parser.add_argument(
         "--max-pages", type=integer(1), metavar="N", help="KV pages (default: what the prompts could need)"

@@ -6,13 +6,13 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from apar.cache import DEFAULT_PAGE_SIZE
 from apar.data.records import TreeRecord
 from apar.data.synth.check import Checker
 from apar.eval.prompts import EvalPrompt
 from apar.eval.report import BASE, PARALLEL, SEQUENTIAL, Answer, EvalReport
 from apar.grammar import Grammar
 from apar.meter import KvMeter
+from apar.page_sizes import DEFAULT_PAGE_SIZE
 from apar.progress import progress_bar
 from apar.prompts import encode_prompts
 from apar.room import DEFAULT_LIVE_BRANCHES, check_integer

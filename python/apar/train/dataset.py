@@ -10,12 +10,10 @@ import numpy as np
 import torch
 
 from apar.train.packing import PackedTree, fill_rows, lay_out, split_tree
-from apar.train.sharing import group_trees
+from apar.train.sharing import LONGEST_GROUP, group_trees
 
 WEIGHTINGS = ("token", "branch")
 TOO_LONG = ("split", "drop")
-LONGEST_GROUP = 640
-"""Tokens of trees that share: in a group every tile of attention covers all trees before it."""
 
 
 @dataclasses.dataclass

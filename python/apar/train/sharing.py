@@ -5,10 +5,9 @@ In a row it stands once, in the first tree, and the trees behind it see it there
 
     facts  request 1  answer 1  request 2  answer 2 ...
 
-Position and mask of every token are those of its tree alone, so losses and gradients are, too. Nothing is left of the
-first tree but its beginning for the others to see, which is why the mask is still one number per token: the trees are
-ordered by how much they share, most first, and a token of the beginning is seen up to the end of the last that shares
-it.
+Every token has the position that it has in its tree alone and sees what it sees there, so losses and gradients are the
+same. The mask is still one number per token: trees are ordered by how much they share, most first, so a token of the
+beginning is seen up to the end of the last tree that shares it, and everything else to the end of its own branch.
 """
 
 from __future__ import annotations
@@ -24,6 +23,8 @@ SHORTEST_SHARED, LEAST_PART = 16, 4
 """A tree shares what saves it so many tokens and one in so many of its tokens. Less, such as a system message that all
 records have, is not worth that trees of one group are always learned in one step.
 """
+LONGEST_GROUP = 640
+"""Tokens of trees that share: in a group every tile of attention covers all trees before it."""
 
 
 def group_trees(trees: Iterable[PackedTree], longest: int) -> Iterator[list[PackedTree]]:

@@ -6,9 +6,9 @@ import random
 
 import numpy as np
 import pytest
-from apar.train.dataset import LONGEST_GROUP, RowDataset, TreeStore, make_row
+from apar.train.dataset import RowDataset, TreeStore, make_row
 from apar.train.packing import PackedTree
-from apar.train.sharing import SHORTEST_SHARED, group_trees, shared_beginning
+from apar.train.sharing import LONGEST_GROUP, SHORTEST_SHARED, group_trees, shared_beginning
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -22,9 +22,7 @@ def write_facts(rng: random.Random, world: World, *, held_out: bool) -> str:
     sections = [layout(rng, world, items, attributes, held_out) for _, items in world.groups]
     if len(sections) == 1 and not world.groups[0][0]:
         return sections[0]
-    heading = rng.choice(
-        ("## {name}\n{facts}", "{name}:\n{facts}", "{group} {name}:\n{facts}", "# {group} {name}\n\n{facts}")
-    )
+    heading = rng.choice(_SECTIONS)
     return "\n\n".join(
         heading.format(name=name, group=world.topic.group.capitalize(), facts=facts)
         for (name, _), facts in zip(world.groups, sections, strict=True)
