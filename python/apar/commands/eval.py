@@ -5,15 +5,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import importlib.util
 import itertools
 import json
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
-from apar.commands.shared import add_model_options, integer, load_model
+from apar.commands.shared import add_model_options, check_output, check_picture, integer, load_model
 from apar.page_sizes import DEFAULT_PAGE_SIZE, PAGE_SIZES
 
 SAVED_EVERY_SECONDS = 60
@@ -76,10 +73,8 @@ def add_parser(commands: Any) -> None:
 
 
 def _eval(options: argparse.Namespace) -> int:
-    for name in ("plot", "out"):
-        _check_output(f"--{name}", getattr(options, name))
-    if options.plot is not None and importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("--plot: a picture needs the package matplotlib: pip install 'apar[data]'")
+    check_picture("--plot", options.plot)
+    check_output("--out", options.out)
 
     from apar.data.inputs import check_inputs
 
@@ -174,18 +169,3 @@ class _Results:
         given = {name: value for name, value in vars(self._options).items() if name not in ("command", "json", "plot")}
         with written_whole(self._options.out) as file:
             file.write(json_line({"options": given, **self._report.to_dict(texts=True)}))
-
-
-def _check_output(option: str, path: str | None) -> None:
-    """Raises ValueError where a file cannot be written: now, and not when all the work is done."""
-    if path is None:
-        return
-    if Path(path).is_dir():
-        raise ValueError(f"{option}: expected a file, but {path} is a folder")
-    folder = Path(path).absolute().parent
-    if not folder.is_dir():
-        raise ValueError(f"{option}: {path}: there is no such folder")
-    try:
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise ValueError(f"{option}: nothing can be written to the folder of {path} ({error})") from error

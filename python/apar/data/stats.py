@@ -10,6 +10,7 @@ import numpy as np
 
 from apar.data.records import TreeRecord
 from apar.data.shape import TreeShape, estimate_tokens, tree_shape
+from apar.pictures import new_figure, save_png
 
 ALL = "all"
 
@@ -124,16 +125,10 @@ def draw(shapes: dict[str, Shapes], path: str) -> None:
     Raises:
         RuntimeError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise RuntimeError("a picture needs the package matplotlib: pip install 'apar[data]'") from error
     everything = shapes.get(ALL) or next(iter(shapes.values()), Shapes())
     summaries = {name: one.summary() for name, one in shapes.items()}
     forked = [shape for shape in everything.shapes if shape.forks]
-    figure = Figure(figsize=(13, 7), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(13, 7)
     axes = figure.subplots(2, 3).ravel()
     names = list(summaries)
     axes[0].barh(names, [one.forked_share for one in summaries.values()], color="#4477aa")
@@ -155,7 +150,7 @@ def draw(shapes: dict[str, Shapes], path: str) -> None:
             axis.hist(np.minimum(values, most), bins=bins, color="#228833")
         axis.set(title=title)
         axis.set_ylabel("count")
-    figure.savefig(path, dpi=120, format="png")
+    save_png(figure, path)
 
 
 def tokenizer_counter(path: str) -> Callable[[str], int]:

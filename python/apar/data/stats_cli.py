@@ -7,6 +7,8 @@ import itertools
 import json
 from typing import Any
 
+from apar.commands.shared import check_picture
+
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
@@ -28,6 +30,8 @@ def add_parser(commands: Any) -> None:
 
 
 def _stats(options: argparse.Namespace) -> int:
+    check_picture("--plot", options.plot)
+
     from apar.data.records import read_trees
     from apar.data.shape import estimate_tokens
     from apar.data.stats import draw, measure, table, tokenizer_counter

@@ -9,9 +9,9 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from apar.data.records import written_whole
 from apar.data.synth.check import AnswerCheck
 from apar.eval.prompts import EvalPrompt
+from apar.pictures import new_figure, save_png
 
 PARALLEL, SEQUENTIAL, BASE = "parallel", "sequential", "base"
 
@@ -218,15 +218,9 @@ def draw(report: EvalReport, path: str) -> None:
     Raises:
         RuntimeError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise RuntimeError("a picture needs the package matplotlib: pip install 'apar[data]'") from error
     categories = [*report.categories, None] if len(report.categories) > 1 else [None]
     places, names = range(len(categories)), [category or "all" for category in categories]
-    figure = Figure(figsize=(13, 3 + 0.5 * len(names)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(13, 3 + 0.5 * len(names))
     axes = figure.subplots(1, 4)
     axes[0].barh(places, [report.summary(PARALLEL, one)["fork_rate"] for one in categories], color="#4477aa")
     axes[0].set_yticks(list(places), names)
@@ -260,8 +254,7 @@ def draw(report: EvalReport, path: str) -> None:
         axes[3].set(title=f"words that agree with {PARALLEL}", ylim=(0, 1))
     for axis in axes[:3]:
         axis.invert_yaxis()
-    with written_whole(path) as file:
-        figure.savefig(file, dpi=120, format="png")
+    save_png(figure, path)
 
 
 def _mean(values: Iterable[float]) -> float:

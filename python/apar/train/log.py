@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from apar.pictures import can_draw, new_figure, save_png
 from apar.train.saving import write_whole
 
 LOG_FILE, PICTURE_FILE = "log.jsonl", "loss.png"
@@ -106,17 +107,11 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 def draw_losses(lines: list[dict[str, Any]], path: Path) -> bool:
     """Draw the loss curves of a log. Returns whether there is a picture: False without matplotlib or without losses."""
-    try:
-        import matplotlib
-    except ImportError:
-        return False
     learned = [(line["step"], line["loss"]) for line in lines if "loss" in line]
-    if not learned:
+    if not learned or not can_draw():
         return False
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    figure = new_figure(8, 4.5)
+    axes = figure.subplots()
     axes.plot(*zip(*learned, strict=True), label="training", linewidth=1)
     for name in ("trunk_loss", "detail_loss"):
         points = [(line["step"], line["heldout"][name]) for line in lines if name in line.get("heldout", {})]
@@ -128,9 +123,7 @@ def draw_losses(lines: list[dict[str, Any]], path: Path) -> bool:
     axes.grid(True, which="both", alpha=0.3)
     axes.legend()
     try:
-        figure.savefig(path, dpi=130)
+        save_png(figure, path)
     except OSError:
         return False
-    finally:
-        pyplot.close(figure)
     return True

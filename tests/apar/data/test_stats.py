@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 
@@ -117,6 +118,15 @@ def test_the_command_prints_a_table_or_json_and_draws(tmp_path, capsys) -> None:
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
     assert main(["data", "stats", str(empty), "--plot", str(tmp_path / "empty.png")]) == 0
+
+
+def test_a_picture_that_cannot_be_drawn_is_refused_before_anything_is_read(tmp_path, monkeypatch, capsys) -> None:
+    assert main(["data", "stats", "nowhere.jsonl", "--plot", str(tmp_path / "none" / "a.png")]) == 1
+    assert "there is no such folder" in capsys.readouterr().err
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "matplotlib" else find(name))
+    assert main(["data", "stats", "nowhere.jsonl", "--plot", str(tmp_path / "a.png")]) == 1
+    assert "--plot: a picture needs the package matplotlib" in capsys.readouterr().err
 
 
 def test_a_tokenizer_counts_in_place_of_the_estimate(tmp_path, capsys) -> None:

@@ -1,0 +1,38 @@
+"""Pictures without a display. They need matplotlib, which the extra ``apar[data]`` installs."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from apar.data.records import written_whole
+
+MISSING = "a picture needs the package matplotlib: pip install 'apar[data]'"
+
+
+def can_draw() -> bool:
+    """Whether matplotlib is installed; it is not imported for that."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def new_figure(width: float, height: float) -> Any:
+    """An empty ``matplotlib.figure.Figure``, sides in inches.
+
+    Raises:
+        RuntimeError: matplotlib is not installed.
+    """
+    if not can_draw():
+        raise RuntimeError(MISSING)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_png(figure: Any, path: str | Path) -> None:
+    """Write a figure to a file, whole or not at all. Errors are those of ``written_whole``."""
+    with written_whole(path) as file:
+        figure.savefig(file, dpi=120, format="png")
