@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from apar.random_model import random_llama
 from apar.replay import add_stats, replay
-from apar.shapes import read_trees
+from apar.shapes import read_shapes
 
 from bench.common import print_table, write_results
 from bench.tree_count import TreeCount
@@ -42,7 +42,7 @@ def main() -> None:
         options.trees, options.batch = min(options.trees, 2), min(options.batch, 4)
 
     records = [
-        r for r in read_trees(ROOT / "bench/trees/vicuna80.jsonl", options.rule) if r["model"] == options.answers_of
+        r for r in read_shapes(ROOT / "bench/trees/vicuna80.jsonl", options.rule) if r["model"] == options.answers_of
     ]
     if not records:
         parser.error(f"--answers-of: no answers of {options.answers_of!r}")

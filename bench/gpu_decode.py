@@ -28,7 +28,7 @@ from apar.replay import replay_grammar
 from apar.room import DEFAULT_LIVE_BRANCHES, make_room
 from apar.run import apar_attention
 from apar.sampling import Sampling
-from apar.shapes import make_script, read_trees
+from apar.shapes import make_script, read_shapes
 from apar.tree import BranchId
 
 from bench.common import print_table
@@ -72,7 +72,7 @@ def main() -> None:
         results["steps"] = steps(model, card, floor_seconds)
         records = [
             record
-            for record in read_trees(ROOT / "bench/trees/vicuna80.jsonl", options.rule)
+            for record in read_shapes(ROOT / "bench/trees/vicuna80.jsonl", options.rule)
             if record["model"] == options.answers_of and len(record["tree"]) > 1
         ]
         count = min(options.trees, len(records))

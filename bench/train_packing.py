@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from apar.shapes import read_trees
+from apar.shapes import read_shapes
 from apar.train.attention import TILE_ATTENTION, register
 from apar.train.dataset import RowDataset, TreeStore, collate
 from apar.train.loss import target_logits, target_losses
@@ -110,7 +110,7 @@ def packed_trees(path: str, rule: str) -> Any:
     def token_tree(shape: list[Any]) -> TokenTree:
         return [token_tree(part) if place % 2 else ids(part) for place, part in enumerate(shape)]
 
-    for record in read_trees(path, rule):
+    for record in read_shapes(path, rule):
         if len(record["tree"]) > 1:
             yield pack_tree(ids(record["prompt_tokens"]), token_tree(record["tree"]), FORK, CHILD, END)
 

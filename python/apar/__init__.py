@@ -22,7 +22,7 @@ if TYPE_CHECKING or not is_command_line():
     from apar.loading import load
     from apar.output import Branch, Output, Stats
     from apar.replay import ReplayReport, ReplayStats, replay
-    from apar.shapes import read_trees
+    from apar.shapes import read_shapes
     from apar.tree import ParagraphTree
     from apar_ext.version import __version__
 
@@ -49,7 +49,7 @@ __all__ = [
     "custom_generate",
     "generate",
     "load",
-    "read_trees",
+    "read_shapes",
     "replay",
     "stream",
 ]

@@ -21,7 +21,7 @@ DEMO_TREE: Tree = [46, [47], 11, [36], 9, [48], 10, [30], 8, [35], 11, [31], 10,
 """The shape of a real answer: an introduction, a list of nine points with a detail each, an end."""
 
 
-def read_trees(path: str | os.PathLike[str], rule: str = "apar") -> Iterator[dict[str, Any]]:
+def read_shapes(path: str | os.PathLike[str], rule: str = "apar") -> Iterator[dict[str, Any]]:
     """Records of a file of trees, one JSON object a line: ``{"prompt_tokens", "response_tokens", "apar"?, "nested"?}``.
 
     Each gets a ``tree``: by ``rule`` ("apar": the paper's rule, "nested": hierarchies), or a trunk alone where the

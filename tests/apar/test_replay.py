@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from apar.random_model import random_llama
 from apar.replay import replay
-from apar.shapes import DEMO_TREE, check_tree, read_trees
+from apar.shapes import DEMO_TREE, check_tree, read_shapes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -59,7 +59,7 @@ def test_costs_are_those_counted_from_the_tree(model, tree, prompt_tokens: int, 
 
 @pytest.mark.parametrize("rule", ["apar", "nested"])
 def test_costs_of_real_trees(model, rule: str) -> None:
-    records = [record for record in read_trees(TREES, rule) if len(record["tree"]) > 5][::97][:4]
+    records = [record for record in read_shapes(TREES, rule) if len(record["tree"]) > 5][::97][:4]
     assert len(records) == 4
     for record in records:
         check(model, record["tree"], record["prompt_tokens"], 16)
@@ -75,7 +75,7 @@ def test_branches_have_the_lengths_of_the_tree(model) -> None:
 
 
 def test_many_trees_in_a_small_pool_take_the_same_tokens(model) -> None:
-    records = [record["tree"] for record in read_trees(TREES) if sum(record["tree"][::2]) < 120][:12]
+    records = [record["tree"] for record in read_shapes(TREES) if sum(record["tree"][::2]) < 120][:12]
     free = replay(model, records, compare=False)
     tight = replay(model, records, compare=False, max_pages=24, max_rows=6, max_live_branches=3)
     assert tight.outputs == free.outputs
@@ -115,11 +115,11 @@ def test_bad_arguments_and_files_are_named(model, tmp_path) -> None:
     with pytest.raises(TypeError, match="on_event: expected a function, got 5"):
         replay(model, [[3]], on_event=5)
     with pytest.raises(ValueError, match="rule: expected 'apar' or 'nested', got 'x'"):
-        list(read_trees(TREES, "x"))
+        list(read_shapes(TREES, "x"))
     broken = tmp_path / "trees.jsonl"
     broken.write_text('{"response_tokens": 5}\n{"a": 3}\n')
     with pytest.raises(ValueError, match=r"trees: line 2 of .* is no record of a tree"):
-        list(read_trees(broken))
+        list(read_shapes(broken))
 
 
 def test_reports_are_plain_data(model) -> None:

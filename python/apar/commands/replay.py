@@ -43,12 +43,12 @@ def _replay(options: argparse.Namespace) -> int:
     from apar.live import LiveBranches
     from apar.random_model import random_llama
     from apar.replay import replay
-    from apar.shapes import DEMO_TREE, read_trees
+    from apar.shapes import DEMO_TREE, read_shapes
 
     if options.trees is None:
         trees, prompt_tokens = [DEMO_TREE], [32]
     else:
-        records = list(itertools.islice(read_trees(options.trees, options.rule), options.limit))
+        records = list(itertools.islice(read_shapes(options.trees, options.rule), options.limit))
         trees = [record["tree"] for record in records]
         prompt_tokens = [max(1, int(record.get("prompt_tokens", 32))) for record in records]
     if not trees:

@@ -275,7 +275,7 @@ def _check_new_model(model: dict[str, Any]) -> None:
 
 def _with_paths(config: TrainConfig, folder: Path) -> TrainConfig:
     def resolved(path: str) -> str:
-        return str(folder / Path(path).expanduser())
+        return os.path.normpath(folder / Path(path).expanduser())
 
     def resolved_if_there(path: str | None) -> str | None:
         """Model names may also be ids of the hub."""
