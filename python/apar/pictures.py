@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from apar.data.records import written_whole
+from apar.files import check_output, written_whole
 
 MISSING = "a picture needs the package matplotlib: pip install 'apar[data]'"
 
@@ -36,3 +36,10 @@ def save_png(figure: Any, path: str | Path) -> None:
     """Write a figure to a file, whole or not at all. Errors are those of ``written_whole``."""
     with written_whole(path) as file:
         figure.savefig(file, dpi=120, format="png")
+
+
+def check_picture(option: str, path: str | None) -> None:
+    """`check_output` for a picture: also raises ValueError where nothing can be drawn."""
+    check_output(option, path)
+    if path is not None and not can_draw():
+        raise ValueError(f"{option}: {MISSING}")

@@ -10,8 +10,10 @@ import json
 import time
 from typing import Any
 
-from apar.commands.shared import add_model_options, check_output, check_picture, integer, load_model
+from apar.commands.shared import add_model_options, integer, load_model
+from apar.files import check_output, written_whole
 from apar.page_sizes import DEFAULT_PAGE_SIZE, PAGE_SIZES
+from apar.pictures import check_picture
 
 SAVED_EVERY_SECONDS = 60
 
@@ -162,7 +164,7 @@ class _Results:
             draw(self._report, self._options.plot)
 
     def _save(self) -> None:
-        from apar.data.records import json_line, written_whole
+        from apar.data.records import json_line
 
         if self._options.out is None:
             return

@@ -1,12 +1,10 @@
-"""Options, loading and checks that several commands share."""
+"""Options and loading that several commands share."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from apar.page_sizes import DEFAULT_PAGE_SIZE, PAGE_SIZES
@@ -71,27 +69,3 @@ def dtype_named(name: str) -> Any:
     import torch
 
     return getattr(torch, name)
-
-
-def check_output(option: str, path: str | None) -> None:
-    """Raises ValueError where a file cannot be written: now, and not when all the work is done."""
-    if path is None:
-        return
-    if Path(path).is_dir():
-        raise ValueError(f"{option}: expected a file, but {path} is a folder")
-    folder = Path(path).absolute().parent
-    if not folder.is_dir():
-        raise ValueError(f"{option}: {path}: there is no such folder")
-    try:
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise ValueError(f"{option}: nothing can be written to the folder of {path} ({error})") from error
-
-
-def check_picture(option: str, path: str | None) -> None:
-    """`check_output` for a picture: also raises ValueError where nothing can be drawn."""
-    from apar.pictures import MISSING, can_draw
-
-    check_output(option, path)
-    if path is not None and not can_draw():
-        raise ValueError(f"{option}: {MISSING}")

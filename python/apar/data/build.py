@@ -32,7 +32,8 @@ from tqdm import tqdm
 from apar.data.convert import HELDOUT_START, INDEX, LINE_START, Converted, ConvertOptions, convert, keep
 from apar.data.forks import ForkOptions
 from apar.data.inputs import Batch, UnreadableInput, check_inputs, input_bytes, read_batches
-from apar.data.records import json_line, named_errors, real_target, written_whole
+from apar.data.records import json_line
+from apar.files import named_errors, real_target, written_whole
 from apar.data.rules import rules_named
 from apar.data.splits import HELDOUT, PERMUTATIONS, UNDECIDED, choose_sides, near_duplicates
 

@@ -7,7 +7,7 @@ import itertools
 import json
 from typing import Any
 
-from apar.commands.shared import check_picture
+from apar.pictures import check_picture
 
 
 def add_parser(commands: Any) -> None:

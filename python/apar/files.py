@@ -1,0 +1,82 @@
+"""Files that appear whole or not at all, and whether one can be written at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gzip
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+
+def open_bytes(path: str | os.PathLike[str]) -> BinaryIO:
+    """A file for reading, decompressed where its name ends in .gz."""
+    return gzip.open(path, "rb") if os.fspath(path).endswith(".gz") else open(path, "rb")
+
+
+@contextlib.contextmanager
+def written_whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A file for writing that takes its place when the block ends well, and leaves no trace when it does not.
+
+    Raises:
+        IsADirectoryError, ValueError: the path is that of a folder or a device. OSError: it cannot be written.
+    """
+    path = real_target(path)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    try:
+        with named_errors(path), open(unfinished, "wb") as file:
+            if path.name.endswith(".gz"):
+                with gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0) as compressed:
+                    yield compressed
+            else:
+                yield file
+        os.replace(unfinished, path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+def real_target(path: str | os.PathLike[str]) -> Path:
+    """The file that a path stands for, behind symbolic links, which stay.
+
+    Raises:
+        IsADirectoryError: it is a folder. FileNotFoundError: the folder for it is not there. ValueError: it is a device
+            or a pipe, which a file would take the place of.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, expected the name of a file")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is a device or a pipe, expected the name of a file")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path.parent))
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+@contextlib.contextmanager
+def named_errors(path: Path) -> Iterator[None]:
+    """Adds the path to an error of the disk that names none, as "No space left on device" does."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def check_output(option: str, path: str | None) -> None:
+    """Raises ValueError where a file cannot be written: now, and not when all the work is done."""
+    if path is None:
+        return
+    if Path(path).is_dir():
+        raise ValueError(f"{option}: expected a file, but {path} is a folder")
+    folder = Path(path).absolute().parent
+    if not folder.is_dir():
+        raise ValueError(f"{option}: {path}: there is no such folder")
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ValueError(f"{option}: nothing can be written to the folder of {path} ({error})") from error
