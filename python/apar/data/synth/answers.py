@@ -70,6 +70,16 @@ def plain(text: str) -> Paragraphs:
     return [{"text": text}]
 
 
+def which(item: Item, attribute: Attribute) -> Paragraphs:
+    """The item behind what was asked for, which leads to it."""
+    return plain(f"The one that {attribute.say(item.values[attribute.label])} is {item.name}.")
+
+
+def yes_no(item: Item, attribute: Attribute, true: bool) -> Paragraphs:
+    """What the facts say, then what follows."""
+    return plain(f"{say(item, [attribute])[:-1]}, so {'yes' if true else 'no'}.")
+
+
 def paragraph(world: World, attributes: Sequence[Attribute]) -> Paragraphs:
     """All items in one paragraph."""
     return plain(" ".join(say(item, attributes) for item in world.items))

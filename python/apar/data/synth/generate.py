@@ -118,7 +118,7 @@ def _row(messages: list[dict[str, str]], request: Request, world: World, split: 
 
 def _put_together(rng: random.Random, request: Request, facts: str) -> str:
     """The request below the facts, or above them."""
-    if rng.random() < 0.6:
+    if rng.random() < 0.75:
         return f"{rng.choice(_BEFORE_FACTS)}{facts}\n\n{request.text}"
     between = rng.choice(("\n\n", "\n\n", "\n\nFacts:\n", "\n\nHere are the facts:\n\n", "\n\nNotes:\n"))
     return f"{request.text}{between}{facts}"

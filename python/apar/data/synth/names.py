@@ -56,8 +56,9 @@ def is_held_out(name: str) -> bool:
 def draw_names(rng: random.Random, counts: dict[str, int], *, held_out: bool) -> dict[str, list[str]]:
     """Names of one split by kind ("person", "place" or "thing"), ``counts[kind]`` of each.
 
-    No two of them, of whatever kind, begin with the same three letters.
+    No two of them, of whatever kind, begin with the same two letters; three, if more than 60 are drawn.
     """
+    letters = 2 if sum(counts.values()) <= 60 else 3
     beginnings: set[str] = set()
     names: dict[str, list[str]] = {}
     for kind in sorted(counts):
@@ -67,10 +68,10 @@ def draw_names(rng: random.Random, counts: dict[str, int], *, held_out: bool) ->
         rng.shuffle(real)
         names[kind] = []
         while len(names[kind]) < counts[kind]:
-            name = real.pop() if real else _spell(rng) if style > 0.85 else _make_up(rng, kind)
-            if is_held_out(name) == held_out and name[:3] not in beginnings:
+            name = real.pop() if real else _spell(rng) if style > 0.92 else _make_up(rng, kind)
+            if is_held_out(name) == held_out and name[:letters] not in beginnings:
                 names[kind].append(name)
-                beginnings.add(name[:3])
+                beginnings.add(name[:letters])
     return names
 
 

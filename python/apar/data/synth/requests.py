@@ -138,9 +138,7 @@ def _which(rng: random.Random, world: World, held_out: bool) -> Request:
         return _one(rng, world, held_out)
     item, attribute = rng.choice(unique)
     said = attribute.say(item.values[attribute.label], rng.randrange(len(attribute.phrases) - (not held_out)))
-    return Request(
-        "which", _fill(pick(rng, WHICH, held_out), world, said=said), answers.plain(answers.say(item, [attribute]))
-    )
+    return Request("which", _fill(pick(rng, WHICH, held_out), world, said=said), answers.which(item, attribute))
 
 
 def _yes_no(rng: random.Random, world: World, held_out: bool) -> Request:
@@ -148,8 +146,8 @@ def _yes_no(rng: random.Random, world: World, held_out: bool) -> Request:
     claimed = item if rng.random() < 0.5 else other
     said = attribute.say(claimed.values[attribute.label], rng.randrange(len(attribute.phrases) - (not held_out)))
     true = claimed.values[attribute.label] == item.values[attribute.label]
-    answer = f"{'Yes' if true else 'No'}, {answers.say(item, [attribute])}"
-    return Request("yes_no", pick(rng, YES_NO, held_out).format(name=item.name, said=said), answers.plain(answer))
+    text = pick(rng, YES_NO, held_out).format(name=item.name, said=said)
+    return Request("yes_no", text, answers.yes_no(item, attribute, true))
 
 
 def _paragraph(rng: random.Random, world: World, held_out: bool) -> Request:
@@ -158,8 +156,9 @@ def _paragraph(rng: random.Random, world: World, held_out: bool) -> Request:
 
 
 def _chat(rng: random.Random, world: World, held_out: bool) -> Request:
-    said, new, answer = rng.choice(CHAT)
-    return Request("chat", rng.choice(new if held_out else said), answers.plain(answer))
+    wordings, answer = rng.choice(CHAT)
+    text = pick(rng, wordings, held_out)
+    return Request("chat", text[0].upper() + text[1:], answers.plain(answer))
 
 
 def _repeat(rng: random.Random, world: World, held_out: bool) -> Request:
@@ -184,13 +183,15 @@ KINDS: dict[str, Kind] = {
     "about": Kind(_about, 8, False),
     "names": Kind(_names, 10, False),
     "count": Kind(_count, 5, False),
-    "which": Kind(_which, 10, False),
-    "yes_no": Kind(_yes_no, 8, False),
+    "which": Kind(_which, 0, False),
+    "yes_no": Kind(_yes_no, 0, False),
     "paragraph": Kind(_paragraph, 10, False),
     "chat": Kind(_chat, 3, False),
     "repeat": Kind(_repeat, 0, False),
 }
-"""What a prompt can ask for, by name. "repeat" (copying, to begin a training with) is drawn only when asked for."""
+"""What a prompt can ask for, by name. Kinds of weight 0 are drawn only when asked for: "which" and "yes_no" go from a
+value to the thing that has it, "repeat" is copying, to begin a training with.
+"""
 
 WITHOUT_FACTS = ("chat", "repeat")
 

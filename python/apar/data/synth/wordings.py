@@ -61,154 +61,166 @@ ALL: Wordings = (
     ),
     ("all of the {plural}", "each of these {plural}", "every one of the {plural}"),
 )
-OVERVIEW: Wordings = (
-    (
-        "give an overview of {all}",
-        "give me an overview of {all}",
-        "write an overview of {all}",
-        "list {all}",
-        "describe {all}",
-        "introduce {all}",
-        "present {all}",
-        "tell me about {all}",
-        "make a list of {all}",
-        "go through {all}",
-        "say something about {all}",
-        "sum up {all}",
-        "write a list with {all}",
-        "put together an overview of {all}",
-        "explain who or what is who: {all}",
-        "give me a summary of {all}",
-        "show me {all}",
+OVERVIEW: Wordings = _together(
+    _combined(
+        ("give", "give me", "write", "put together", "make", "show me", "prepare", "I need"),
+        (" an overview of {all}", " a summary of {all}", " a list of {all}", " a list with {all}"),
+    ),
+    _combined(
+        (
+            "list",
+            "describe",
+            "introduce",
+            "present",
+            "show me",
+            "go through",
+            "sum up",
+            "tell me about",
+            "say something about",
+            "write something about",
+            "tell me something about",
+        ),
+        (" {all}", " {all}, one by one", " {all}, one after the other"),
     ),
     (
-        "put together a list of {all}",
-        "make an overview of {all}",
-        "give a summary of {all}",
-        "write something about {all}",
-    ),
-)
-REPORT: Wordings = (
-    (
-        "write a report on {all}",
-        "give me a report on {all}",
-        "make a report about {all}",
-        "report on {all}",
-        "write a report with a part for each {singular}",
-        "put together a report about {all}",
-        "prepare a full report on {all}",
-    ),
-    ("prepare a report about {all}", "give a full report on {all}", "put together a full report on {all}"),
-)
-COMPARE: Wordings = (
-    (
-        "compare {all}",
-        "give me a comparison of {all}",
-        "write a comparison of {all}",
-        "set {all} side by side",
-        "make a comparison of {all}",
-        "tell me how {all} differ",
-        "explain how {all} differ",
-        "list how {all} differ",
-        "show me a comparison of {all}",
-    ),
-    ("put together a comparison of {all}", "show me how {all} differ", "present a comparison of {all}"),
-)
-INSTRUCT: Wordings = (
-    (
-        "give me instructions",
-        "write instructions",
-        "tell me what to do, one after the other",
-        "tell me how to do it, step by step",
-        "give me a plan",
-        "write a plan",
-        "explain how to do it",
-        "list what to do in order",
-        "show me the plan, one by one",
-        "write down the instructions step by step",
-    ),
-    ("write down a plan", "explain what to do, step by step", "list the instructions one by one"),
-)
-BY_GROUP: Wordings = (
-    (
-        "give an overview of {all} by {group}",
-        "list {all} by {group}",
-        "describe {all}, one {group} after the other",
-        "go through each {group} and tell me about its {plural}",
-        "write an overview of {all}, sorted by {group}",
-        "for each {group}, describe its {plural}",
-        "tell me about {all} in each {group}",
-        "sum up every {group} and its {plural}",
-        "present {all} by {group}",
-        "make a list of {all}, {group} by {group}",
-    ),
-    (
-        "for every {group}, list its {plural}",
-        "go through {all}, {group} by {group}",
-        "write a list of {all}, sorted by {group}",
-        "make an overview of {all} by {group}",
+        ("explain who or what is who: {all}", "write an entry for {all}", "give me an entry for {all}"),
+        ("make an entry for {all}",),
     ),
 )
-BY_POINT: Wordings = (
-    (
-        "list all points about {all}",
-        "go through {all} point by point",
-        "describe {all} point by point",
-        "give me every point about {all}",
-        "write down all points for {all}",
-        "tell me everything about {all}, point by point",
-        "present {all} with a point for each fact",
-        "make a list with points for {all}",
+REPORT: Wordings = _together(
+    _combined(
+        ("write", "give", "give me", "make", "prepare", "put together", "show me"),
+        (" a report", " a full report", " a short report"),
+        (" on {all}", " about {all}", " with a part for each {singular}"),
     ),
-    ("list {all} point by point", "write down every point about {all}", "present all points about {all}"),
+    (("report on {all}", "report about {all}", "please report on {all}"), ("please report about {all}",)),
 )
-WITH_LABELS: Wordings = (
-    (
-        " with {labels}",
-        ", with {labels}",
-        ", covering {labels}",
-        ": {labels}",
-        ". Give {labels}",
-        ". Mention {labels}",
-        ", only {labels}",
-        " and say {labels}",
-        ". I need {labels}",
+COMPARE: Wordings = _together(
+    _combined(
+        ("give me", "write", "make", "put together", "present", "show me", "prepare"),
+        (" a comparison of {all}", " a full comparison of {all}", " a short comparison of {all}"),
     ),
-    (" and give {labels}", ". Give me {labels}", ". Say {labels}", " covering {labels}"),
+    _combined(
+        ("tell me", "explain", "list", "show me", "say", "describe", "write down"),
+        (" how {all} differ", " how {all} compare", " where {all} differ"),
+    ),
+    (
+        ("compare {all}", "set {all} side by side", "compare {all} side by side", "put {all} side by side"),
+        ("present {all} side by side",),
+    ),
+)
+INSTRUCT: Wordings = _together(
+    _combined(
+        ("give me", "write", "write down", "put together", "show me", "make", "list"),
+        (" instructions", " the instructions", " a plan", " the plan"),
+        ("", " step by step", ", one by one", ", one after the other", " in order"),
+    ),
+    _combined(
+        ("tell me", "explain", "show me", "write down", "list", "say"),
+        (" what to do", " how to do it"),
+        ("", ", step by step", " in order", ", one after the other"),
+    ),
+)
+BY_GROUP: Wordings = _together(
+    _combined(
+        (
+            "give an overview of",
+            "write an overview of",
+            "make a list of",
+            "put together a list of",
+            "list",
+            "describe",
+            "present",
+            "sum up",
+            "go through",
+            "tell me about",
+        ),
+        (
+            " {all} by {group}",
+            " {all}, sorted by {group}",
+            " {all}, {group} by {group}",
+            " {all}, one {group} after the other",
+            " {all} in each {group}",
+        ),
+    ),
+    _combined(
+        ("for each {group},", "for every {group},", "go through each {group} and", "go {group} by {group} and"),
+        (
+            " tell me about its {plural}",
+            " describe its {plural}",
+            " list its {plural}",
+            " sum up its {plural}",
+            " present its {plural}",
+        ),
+    ),
+    (
+        ("sum up every {group} and its {plural}", "list each {group} with its {plural}"),
+        ("describe every {group} and its {plural}",),
+    ),
+)
+BY_POINT: Wordings = _together(
+    _combined(
+        ("list", "write down", "give me", "present", "show me", "go through"),
+        (" all points", " every point"),
+        (" about {all}", " for {all}", " on {all}"),
+    ),
+    _combined(
+        ("go through", "describe", "list", "present", "sum up", "tell me about", "tell me everything about"),
+        (" {all} point by point", " {all}, point by point", " {all} with a point for each fact", " {all} by points"),
+    ),
+    (
+        ("make a list with points for {all}", "write a list with points for {all}"),
+        ("make a list with points on {all}",),
+    ),
+)
+WITH_LABELS: Wordings = _together(
+    _combined(
+        (
+            " with",
+            ", with",
+            ", covering",
+            " covering",
+            " and give",
+            " and say",
+            " and mention",
+            ". Give",
+            ". Give me",
+            ". Mention",
+            ". Say",
+            ". I need",
+            ". Write down",
+        ),
+        (" {labels}", " only {labels}"),
+    ),
+    ((": {labels}", ", only {labels}", ": only {labels}"), (". Only {labels}",)),
 )
 IN_STYLE: dict[str, Wordings] = {
-    "numbered": (
-        (
-            " as a numbered list",
-            ", as a numbered list",
-            ", in a numbered list",
-            ". Use numbers",
-            ". Number the entries",
-            " with numbers",
+    "numbered": _together(
+        _combined(
+            (" as", ", as", " in", ", in", ". Use", ". Write", ". Make"),
+            (" a numbered list", " a list with numbers"),
         ),
-        (" in a numbered list", ". Use a numbered list", ". Give numbers"),
+        (
+            (". Use numbers", ". Number the entries", " with numbers", ", with numbers", ", numbered"),
+            (". Give numbers", ". Make numbers"),
+        ),
     ),
-    "bullets": (
-        (
-            " as bullet points",
-            ", as a bullet list",
-            ", in bullet points",
-            ". Use bullets",
-            ". Use bullet points",
-            " with bullets",
+    "bullets": _together(
+        _combined(
+            (" as", ", as", " in", ", in", " with", ", with", ". Use"),
+            (" bullet points", " bullets", " a bullet list"),
         ),
-        (" in bullet points", ". Use a bullet list", " as a bullet list"),
+        ((". Write bullet points", ". Make a bullet list"), (". Make bullet points",)),
     ),
-    "headings": (
-        (
-            " with headings",
-            ", with a heading for each",
-            ", under headings",
-            ". Use headings",
-            ". Give each a heading",
-            ", each under a heading",
+    "headings": _together(
+        _combined(
+            (" with", ", with", ". Use", ". Write"),
+            (" headings", " a heading for each", " a heading each"),
         ),
-        (" under headings", ". Use a heading for each", ", with headings"),
+        (
+            (" under headings", ", under headings", ". Give each a heading", ", each under a heading"),
+            (", each with a heading",),
+        ),
     ),
 }
 DEFAULT_STYLE = {
@@ -359,21 +371,33 @@ PARAGRAPH: Wordings = _together(
         ("write a single paragraph about {all}",),
     ),
 )
-CHAT: tuple[tuple[tuple[str, ...], tuple[str, ...], str], ...] = (
+CHAT: tuple[tuple[Wordings, str], ...] = (
     (
-        ("Hello!", "Hi.", "Hi there!", "Good morning.", "Hello, how are you?", "Hello there."),
-        ("Good morning!", "Hi, how are you?"),
+        _combined(
+            ("Hello", "Hi", "Hey", "Good morning", "Good evening", "Hello there", "Hi there"),
+            ("!", ".", ", how are you?", ". How are you?", ", are you there?"),
+        ),
         "Hello! Give me some facts and say what to write about them.",
     ),
     (
-        ("Thanks!", "Thank you.", "Thank you very much!", "Thanks a lot.", "That is good, thanks."),
-        ("Thanks very much!", "Thank you, that is good."),
+        _combined(
+            ("Thanks", "Thank you", "Thanks a lot", "Thank you very much", "Many thanks", "Good, thanks"),
+            ("!", ".", ", that is good.", ". That is all."),
+        ),
         "You are welcome.",
     ),
     (
-        ("Who are you?", "What are you?", "What can you do?", "How can you help me?", "Tell me what you can do."),
-        ("What can you help me with?", "Tell me who you are."),
+        _together(
+            _combined(
+                ("", "Tell me: ", "A question: ", "Please say: ", "Hello! "),
+                ("who are you?", "what are you?", "what can you do?", "how can you help me?", "what do you do?"),
+            ),
+            _combined(("Tell me", "Say", "Explain"), (" who you are.", " what you are.", " what you can do.")),
+        ),
         "I am a small model that writes about facts: overviews, comparisons, reports and instructions.",
     ),
-    (("Goodbye.", "Bye!", "See you.", "Good night."), ("Goodbye!", "Bye. See you!"), "Goodbye!"),
+    (
+        _combined(("Goodbye", "Bye", "See you", "Good night", "Thanks, bye", "Bye, see you"), ("!", ".", " then.")),
+        "Goodbye!",
+    ),
 )
