@@ -24,9 +24,14 @@ def write_facts(rng: random.Random, world: World, *, held_out: bool) -> str:
         return sections[0]
     heading = rng.choice(_SECTIONS)
     return "\n\n".join(
-        heading.format(name=name, group=world.topic.group.capitalize(), facts=facts)
+        heading.format(name=name, full_name=_full_name(world.topic.group, name), facts=facts)
         for (name, _), facts in zip(world.groups, sections, strict=True)
     )
+
+
+def _full_name(group: str, name: str) -> str:
+    """ "Team North", but "Shelf A" and "Bird House": they say already what they are."""
+    return name if group in name.lower().split() else f"{group.capitalize()} {name}"
 
 
 def join(parts: Sequence[str]) -> str:
@@ -145,6 +150,6 @@ def _key_values(
     )
 
 
-_SECTIONS = ("## {name}\n{facts}", "{name}:\n{facts}", "{group} {name}:\n{facts}", "# {group} {name}\n\n{facts}")
+_SECTIONS = ("## {name}\n{facts}", "{name}:\n{facts}", "{full_name}:\n{facts}", "# {full_name}\n\n{facts}")
 _LAYOUTS: tuple[Layout, ...] = (_sentence_each, _sentence_per_fact, _by_attribute, _table, _columns, _key_values)
 _WEIGHTS = (32, 14, 2, 18, 6, 28)

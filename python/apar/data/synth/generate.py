@@ -117,7 +117,9 @@ def _row(messages: list[dict[str, str]], request: Request, world: World, split: 
 
 
 def _put_together(rng: random.Random, request: Request, facts: str) -> str:
-    """The request below the facts, or above them."""
+    """The request below the facts, or above them; all on one line at times, where the facts are."""
+    if "\n" not in facts and rng.random() < 0.25:
+        return f"{facts} {request.text}" if rng.random() < 0.75 else f"{request.text} {facts}"
     if rng.random() < 0.75:
         return f"{rng.choice(_BEFORE_FACTS)}{facts}\n\n{request.text}"
     between = rng.choice(("\n\n", "\n\n", "\n\nFacts:\n", "\n\nHere are the facts:\n\n", "\n\nNotes:\n"))
