@@ -12,11 +12,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 
-def open_bytes(path: str | os.PathLike[str]) -> BinaryIO:
-    """A file for reading, decompressed where its name ends in .gz."""
-    return gzip.open(path, "rb") if os.fspath(path).endswith(".gz") else open(path, "rb")
-
-
 @contextlib.contextmanager
 def written_whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """A file for writing that takes its place when the block ends well, and leaves no trace when it does not.
@@ -71,11 +66,14 @@ def check_output(option: str, path: str | None) -> None:
     """Raises ValueError where a file cannot be written: now, and not when all the work is done."""
     if path is None:
         return
-    if Path(path).is_dir():
-        raise ValueError(f"{option}: expected a file, but {path} is a folder")
-    folder = Path(path).absolute().parent
-    if not folder.is_dir():
-        raise ValueError(f"{option}: {path}: there is no such folder")
+    try:
+        folder = real_target(path).parent
+    except IsADirectoryError as error:
+        raise ValueError(f"{option}: expected a file, but {path} is a folder") from error
+    except FileNotFoundError as error:
+        raise ValueError(f"{option}: {path}: there is no such folder") from error
+    except ValueError as error:
+        raise ValueError(f"{option}: {error}") from error
     try:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:

@@ -33,9 +33,9 @@ from apar.data.convert import HELDOUT_START, INDEX, LINE_START, Converted, Conve
 from apar.data.forks import ForkOptions
 from apar.data.inputs import Batch, UnreadableInput, check_inputs, input_bytes, read_batches
 from apar.data.records import json_line
-from apar.files import named_errors, real_target, written_whole
 from apar.data.rules import rules_named
 from apar.data.splits import HELDOUT, PERMUTATIONS, UNDECIDED, choose_sides, near_duplicates
+from apar.files import named_errors, real_target, written_whole
 
 _ROWS_AT_ONCE = 1 << 18
 _SMALL_INPUT_BYTES = 4_000_000  # below, making processes takes longer than they save

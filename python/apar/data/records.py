@@ -8,9 +8,9 @@ import json
 import os
 import zlib
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
-from apar.files import open_bytes, written_whole
+from apar.files import written_whole
 from apar.tree import ParagraphTree
 
 Message = dict[str, str]
@@ -114,6 +114,11 @@ def json_line(value: Any) -> bytes:
         return (json.dumps(value, ensure_ascii=False) + "\n").encode()
     except UnicodeEncodeError:
         return (json.dumps(value) + "\n").encode()
+
+
+def open_bytes(path: str | os.PathLike[str]) -> BinaryIO:
+    """A file for reading, decompressed where its name ends in .gz."""
+    return gzip.open(path, "rb") if os.fspath(path).endswith(".gz") else open(path, "rb")
 
 
 def _are_messages(value: Any) -> bool:

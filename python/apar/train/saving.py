@@ -11,6 +11,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from apar.files import written_whole
+
 # What writing may raise: torch and safetensors do not turn a full disk into an OSError.
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
 
@@ -68,13 +70,8 @@ def move_files(source: Path, target: Path) -> None:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file; what was there stays if that fails."""
-    unfinished = unfinished_name(path)
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
+    with written_whole(path) as file:
+        file.write(text.encode())
 
 
 def checkpoints(folder: Path) -> list[Path]:

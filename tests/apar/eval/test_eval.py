@@ -267,6 +267,11 @@ def test_a_picture_without_matplotlib_is_refused_at_once(tmp_path: Path, monkeyp
     assert "--plot: a picture needs the package matplotlib" in capsys.readouterr().err
 
 
+def test_a_device_is_no_place_for_results_and_is_refused_at_once(capsys) -> None:
+    assert main(["eval", "--model", "/nowhere", "good.jsonl", "--out", "/dev/null"]) == 1
+    assert "--out: /dev/null is a device or a pipe" in capsys.readouterr().err
+
+
 def test_prompt_sets(tmp_path: Path) -> None:
     user = {"role": "user", "content": "Why?"}
     rows = [

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -364,7 +366,7 @@ def test_inputs_that_cannot_be_read(tmp_path: Path) -> None:
     assert not Path(config.output).exists()
 
 
-def test_files_are_replaced_whole(tmp_path: Path, monkeypatch) -> None:
+def test_files_are_replaced_whole(tmp_path: Path) -> None:
     new, old = tmp_path / "new", tmp_path / "old"
     for folder, names in ((new, ["config.json", "model.safetensors"]), (old, ["chat_template.jinja", "log.jsonl"])):
         folder.mkdir()
@@ -376,13 +378,15 @@ def test_files_are_replaced_whole(tmp_path: Path, monkeypatch) -> None:
     assert {path.name for path in old.iterdir()} == {"config.json", "model.safetensors", "log.jsonl"}
     assert (old / "config.json").read_text() == "new"
 
-    def half_a_file(self, text, **kwargs):
-        self.write_bytes(text[:2].encode())
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_text", half_a_file)
-    with pytest.raises(OSError, match="No space left"):
-        write_whole(old / "log.jsonl", "another log")
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: .*log\.jsonl"):
+            write_whole(old / "log.jsonl", "another log")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
     assert (old / "log.jsonl").read_text() == "old"
     assert len(list(old.iterdir())) == 3
 

@@ -126,6 +126,20 @@ def test_every_fact_of_an_answer_stands_in_the_prompt() -> None:
             assert all(value in facts for value in item.values.values())
 
 
+def test_headings_of_groups_say_what_they_are_once() -> None:
+    rng = random.Random(5)
+    texts = [write_facts(rng, make_world(rng, held_out=False, grouped=True), held_out=False) for _ in range(300)]
+    assert any(line == "Shelf A:" for text in texts for line in text.splitlines())
+    assert any("Team North" in text for text in texts)
+    assert not any(re.search(r"Shelf Shelf|House \w+ House", text) for text in texts)
+
+
+def test_some_prompts_are_one_line() -> None:
+    prompts = [record.messages[-1]["content"] for record in take(300, seed=8, kinds=["overview"])]
+    one_line = sum("\n" not in prompt for prompt in prompts)
+    assert 5 < one_line < 60
+
+
 def test_the_checker_counts_what_is_wrong() -> None:
     for record in take(60, seed=7, kinds=["overview", "comparison", "report", "by_group", "by_point"]):
         right = check_answer(record, record.tree)
