@@ -6,8 +6,9 @@ import contextlib
 import errno
 import gzip
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,6 +24,8 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
         with named_errors(path), open(unfinished, "wb") as file:
+            if path.exists():
+                shutil.copymode(path, unfinished)
             if path.name.endswith(".gz"):
                 with gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0) as compressed:
                     yield compressed
@@ -62,12 +65,17 @@ def named_errors(path: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def check_output(option: str, path: str | None) -> None:
-    """Raises ValueError where a file cannot be written: now, and not when all the work is done."""
+def check_output(option: str, path: str | None, others: Iterable[str | None] = ()) -> None:
+    """Raises ValueError where a file cannot be written: now, and not when all the work is done.
+
+    others: files that the same command reads or writes, which it must not be.
+    """
     if path is None:
         return
     try:
         folder = real_target(path).parent
+        if any(other is not None and os.path.realpath(other) == os.path.realpath(path) for other in others):
+            raise ValueError(f"{path} is another file of this command, too, expected one of its own")
     except IsADirectoryError as error:
         raise ValueError(f"{option}: expected a file, but {path} is a folder") from error
     except FileNotFoundError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,8 @@ def save_png(figure: Any, path: str | Path) -> None:
         figure.savefig(file, dpi=120, format="png")
 
 
-def check_picture(option: str, path: str | None) -> None:
+def check_picture(option: str, path: str | None, others: Iterable[str | None] = ()) -> None:
     """`check_output` for a picture: also raises ValueError where nothing can be drawn."""
-    check_output(option, path)
+    check_output(option, path, others)
     if path is not None and not can_draw():
         raise ValueError(f"{option}: {MISSING}")

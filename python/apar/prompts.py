@@ -61,7 +61,18 @@ def _encode(tokenizer: Any, prompt: Any, number: int) -> list[int]:
 def _tokenize(tokenizer: Any, text: str, number: int, *, add_special_tokens: bool) -> list[int]:
     if tokenizer is None:
         raise ValueError(f"tokenizer: prompt {number} is text, so a tokenizer is needed, got None")
+    if not is_whole_text(text):
+        raise ValueError(f"prompts: prompt {number} holds half of a surrogate pair, which no tokenizer takes")
     return list(tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"])
+
+
+def is_whole_text(text: str) -> bool:
+    """Whether a text can be written down: half of a surrogate pair, as a cut JSON escape leaves it, cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def apply_chat_template(tokenizer: Any, messages: Sequence[Message], number: int) -> str:

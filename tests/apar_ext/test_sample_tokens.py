@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from apar.sampling import child_key, random_numbers
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import apar_ext
@@ -38,6 +38,7 @@ def test_agrees_with_the_plain_twin(rows, columns, dtype, top_k, top_p):
         assert tokens.tolist() == reference.sample_tokens(logits, ones(rows), random_bits(rows), **options).tolist()
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.sampled_from([-math.inf, -1.0, -0.0, 0.0, 2.0, 2.5]), min_size=1, max_size=60),
     st.sampled_from(FILTERS),

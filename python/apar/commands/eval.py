@@ -75,8 +75,8 @@ def add_parser(commands: Any) -> None:
 
 
 def _eval(options: argparse.Namespace) -> int:
-    check_picture("--plot", options.plot)
-    check_output("--out", options.out)
+    check_picture("--plot", options.plot, [*options.prompts, options.out])
+    check_output("--out", options.out, options.prompts)
 
     from apar.data.inputs import check_inputs
 

@@ -118,7 +118,7 @@ def build(
         progress: show a bar; None: if stderr is a terminal.
 
     Raises:
-        UnreadableInput: an input cannot be read, or not to its end, or all records are malformed. ValueError: a
+        UnreadableInput: an input cannot be read, or not to its end, or has no record that can be used. ValueError: a
         malformed record, with ``strict``; a result that is an input or a device.
         OSError: the result cannot be written. RuntimeError: a rule needs a package that is not installed.
     """
@@ -141,9 +141,8 @@ def build(
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".unfinished", dir=out.parent))
     try:
         with named_errors(out):
-            _first_pass(inputs, out, options, folder, report, progress)
-            useless = report.records > 0 and report.malformed == report.records
-            if not useless:
+            useless = _first_pass(inputs, out, options, folder, report, progress)
+            if useless is None:
                 _second_pass(out, options, folder, report)
             if report.malformed:
                 os.replace(folder / "malformed", listed)
@@ -152,16 +151,15 @@ def build(
                 listed.unlink(missing_ok=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    if useless:
-        raise UnreadableInput(
-            f"none of the {report.records:,} records can be used, {out} stays as it is\n{malformed_lines(report, 3)}"
-        )
+    if useless is not None:
+        raise UnreadableInput(f"{useless}, {out} stays as it is\n{malformed_lines(report, 3)}".strip())
     return report
 
 
 def _first_pass(
     inputs: list[str], out: Path, options: BuildOptions, folder: Path, report: BuildReport, progress: bool | None
-) -> None:
+) -> str | None:
+    """Cuts all answers. Returns what is wrong where an input gives nothing: then it stops behind that input."""
     converting = ConvertOptions(options.forks, options.last_only, options.seed, options.source)
     known = np.zeros(0, np.uint64)
     names = [str(out)] if options.append and out.exists() else []
@@ -207,6 +205,7 @@ def _first_pass(
             finished = 0
             for name in inputs:
                 size = input_bytes([name])
+                read_before, used_before = report.records, report.records - report.malformed
                 for batch, converted in workers.map(read_batches(name)):
                     report.records += converted.records
                     report.answers += len(converted.lines)
@@ -220,6 +219,10 @@ def _first_pass(
                     bar.update(finished + min(batch.done, size) - bar.n)
                     bar.set_postfix_str(f"{report.answers:,} answers", refresh=False)
                 finished += size
+                if report.records - report.malformed == used_before:
+                    read = report.records - read_before
+                    return f"none of the {read:,} records of {name} can be used" if read else f"{name} has no records"
+    return None
 
 
 class _Workers:

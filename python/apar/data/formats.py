@@ -13,9 +13,10 @@ _ROLES = {
     "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant", "bard": "assistant", "bing": "assistant",
     "model": "assistant", "bot": "assistant", "system": "system", "tool": "tool", "function": "tool",
 }  # fmt: skip
+CONVERSATION_KEYS = ("messages", "conversations", "conversation")
 _PROMPT_KEYS = ("prompt", "instruction", "question")
 _ANSWER_KEYS = ("response", "output", "completion", "answer")
-_USED = {"messages", "conversations", "conversation", "input", "system", "tree", "split", *_PROMPT_KEYS, *_ANSWER_KEYS}
+_USED = {*CONVERSATION_KEYS, "input", "system", "tree", "split", *_PROMPT_KEYS, *_ANSWER_KEYS}
 
 
 class MalformedRecord(ValueError):
@@ -43,8 +44,10 @@ def answers(record: Any, *, last_only: bool = False) -> list[Answer]:
     """
     if not isinstance(record, dict):
         raise MalformedRecord(f"expected an object, got {type(record).__name__}")
+    if isinstance(record.get("tree"), list):
+        raise MalformedRecord("it is a tree already; what OUT holds is kept with --append")
     extra = {key: value for key, value in record.items() if key not in _USED and _is_plain(value)}
-    for key in ("messages", "conversations", "conversation"):
+    for key in CONVERSATION_KEYS:
         if record.get(key) is not None:
             found = _turns(_messages(record[key], key, record.get("system")), extra)
             break
@@ -76,15 +79,21 @@ def _messages(items: Any, key: str, system: Any = None) -> list[Message]:
     for number, item in enumerate(items, 1):
         if not isinstance(item, dict):
             raise MalformedRecord(f"{key}: message {number} is {_kind(item)}, expected an object")
-        name = _first(item, "role", "from")
-        role = _ROLES.get(name.lower()) if isinstance(name, str) else None
+        role = role_of(item)
         if role is None:
+            name = _first(item, "role", "from")
             raise MalformedRecord(f"{key}: message {number} has the role {name!r:.40}, expected user, assistant, ...")
         if item.get("tool_calls") or item.get("function_call"):
             raise MalformedRecord(f"{key}: message {number} calls a tool, which is more than its text")
         content = _first(item, "content", "value")
         messages.append({"role": role, "content": _text(content, f"{key}: message {number}")})
     return messages
+
+
+def role_of(item: Any) -> str | None:
+    """ "user", "assistant", "system" or "tool", whatever a format calls it; None for anything that is no message."""
+    name = _first(item, "role", "from") if isinstance(item, dict) else None
+    return _ROLES.get(name.lower()) if isinstance(name, str) else None
 
 
 def _first(item: dict[str, Any], *keys: str) -> Any:
@@ -100,8 +109,8 @@ def _is_plain(value: Any) -> bool:
 def _text(content: Any, place: str) -> str:
     if isinstance(content, str):
         return content
-    if isinstance(content, list) and all(isinstance(part, dict) for part in content):
-        parts = [part.get("text") for part in content]
+    if isinstance(content, list):
+        parts = [part.get("text") if isinstance(part, dict) else part for part in content]
         if all(isinstance(part, str) for part in parts):
             return "".join(parts)
     raise MalformedRecord(f"{place}: expected text, got {_kind(content)}")

@@ -115,7 +115,10 @@ def _bold_title(text: str, element: Element) -> int | None:
     if match is None or match.end() - element.body > LONGEST_TITLE + 4:
         return None
     title, behind = match[0], text[match.end() : element.line_end].strip()
-    if title[-1] in "*_" and behind and title.rstrip("*_")[-1] not in ":.–—-":
+    words = title.strip("*_")
+    if not words.strip(" \t:-–—"):
+        return None  # a line to fill in, stars
+    if title[-1] in "*_" and behind and words[-1] not in ":.–—-":
         return None  # stressed words at the head of a sentence
     return match.end()
 

@@ -88,8 +88,10 @@ def measure(
         for shapes in (found.setdefault(str(name), Shapes()), everything):
             shapes.shapes.append(shape)
             shapes.heldout += record.split == "heldout"
-    found = dict(sorted(found.items()))
     if len(found) != 1:
+        if ALL in found:
+            found[f"{ALL} ({by})"] = found.pop(ALL)
+        found = dict(sorted(found.items()))
         found[ALL] = everything
     return found
 
@@ -161,7 +163,12 @@ def tokenizer_counter(path: str) -> Callable[[str], int]:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except Exception as error:  # transformers raises many types here
         raise ValueError(f"tokenizer: none found at {path!r} ({error})") from error
-    return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def count(text: str) -> int:
+        # What cannot be encoded, half of a surrogate pair, counts as a question mark.
+        return len(tokenizer(text.encode(errors="replace").decode(), add_special_tokens=False)["input_ids"])
+
+    return count
 
 
 def _spread(values: list[Any]) -> dict[str, float]:

@@ -8,9 +8,10 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from apar.data.formats import MalformedRecord, answers
+from apar.data.formats import CONVERSATION_KEYS, MalformedRecord, answers, role_of
 from apar.data.inputs import read_batches, source_name
 from apar.data.records import Message, TreeRecord
+from apar.prompts import is_whole_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,28 +56,30 @@ def _prompt(row: Any, name: str) -> EvalPrompt:
     category = str(row.get("category") or row.get("kind") or row.get("source") or row.get("dataset") or name)
     if "tree" in row:
         record = TreeRecord.from_dict(row)
-        return EvalPrompt(_not_empty(record.messages), category, record)
+        return EvalPrompt(_checked(record.messages), category, record)
     if isinstance(row.get("turns"), list) and row["turns"] and isinstance(row["turns"][0], str):
-        return EvalPrompt(_not_empty([{"role": "user", "content": row["turns"][0]}]), category)
-    return EvalPrompt(_not_empty(_asked(row)), category)
+        return EvalPrompt(_checked([{"role": "user", "content": row["turns"][0]}]), category)
+    return EvalPrompt(_checked(_asked(row)), category)
 
 
 def _asked(row: dict[str, Any]) -> list[Message]:
-    """The messages up to the last answer of a chat record; of a prompt without an answer all of them."""
+    """The messages up to the last answer of a chat record; all of them where the last question has no answer."""
+    key = next((key for key in CONVERSATION_KEYS if row.get(key) is not None), None)
+    if key is not None and isinstance(row[key], list) and row[key] and role_of(row[key][-1]) != "assistant":
+        row = {**row, key: [*row[key], {"role": "assistant", "content": "-"}]}
     try:
         return answers(row, last_only=True)[0].messages
     except MalformedRecord as error:
         no_answer = error
-    completed = {**row, "response": "-"}
-    if isinstance(row.get("messages"), list):
-        completed = {"messages": [*row["messages"], {"role": "assistant", "content": "-"}]}
     try:
-        return answers(completed, last_only=True)[0].messages
+        return answers({**row, "response": "-"}, last_only=True)[0].messages
     except MalformedRecord:
         raise ValueError(f"expected turns, a tree, messages or a prompt ({no_answer})") from None
 
 
-def _not_empty(messages: list[Message]) -> list[Message]:
+def _checked(messages: list[Message]) -> list[Message]:
     if not any(message["content"].strip() for message in messages):
         raise ValueError("the prompt is empty")
+    if not all(is_whole_text(message["content"]) for message in messages):
+        raise ValueError("the prompt holds half of a surrogate pair, which no tokenizer takes")
     return messages

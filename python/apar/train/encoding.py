@@ -9,7 +9,7 @@ from typing import Any
 
 from apar.data import TreeRecord
 from apar.grammar import Grammar
-from apar.prompts import apply_chat_template
+from apar.prompts import apply_chat_template, is_whole_text
 from apar.train.packing import PackedTree, TokenTree, pack_tree
 from apar.tree import ParagraphTree, decode
 
@@ -26,8 +26,9 @@ class EncodingCounts:
     depth: levels of branches of the deepest tree, 1 without a fork.
     joined_details: details that the grammar has no place for (empty, or right behind a control token) and that became
     part of the text of their parent. changed_texts: answers that the tokenizer does not give back byte for byte.
-    unusable: records left out: an empty prompt or one that ends with a control token, or a paragraph whose tokens hold
-    one or cannot be told from those of its neighbours.
+    unusable: records left out: a prompt that is empty, ends with a control token, or is refused by the chat template
+    (``refused`` says how the first was); a paragraph whose tokens hold a control token or cannot be told from those of
+    its neighbours; half of a surrogate pair.
     """
 
     records: int = 0
@@ -37,6 +38,7 @@ class EncodingCounts:
     joined_details: int = 0
     changed_texts: int = 0
     unusable: int = 0
+    refused: str = ""
 
 
 class TreeEncoder:
@@ -70,6 +72,10 @@ class TreeEncoder:
             yield from self._encode_batch(batch)
 
     def _encode_batch(self, records: Sequence[TreeRecord]) -> Iterator[PackedTree]:
+        whole = [record for record in records if _is_whole(record)]
+        self.counts.records += len(records) - len(whole)
+        self.counts.unusable += len(records) - len(whole)
+        records = whole
         trees = [self._text_tree(record.tree) for record in records]
         prompts = self._encode_prompts(records)
         firsts = list(dict.fromkeys(tree[0] for tree in trees))
@@ -99,11 +105,17 @@ class TreeEncoder:
                         'is a list of messages; expected "vicuna" or a file'
                     )
             return self._tokenizer([record.prompt for record in records])["input_ids"]
-        texts = [
-            apply_chat_template(self._tokenizer, record.messages, self.counts.records + number)
-            for number, record in enumerate(records)
-        ]
-        return self._tokenizer(texts, add_special_tokens=False)["input_ids"]
+        texts = [self._prompt_text(record) for record in records]
+        ids = iter(self._tokenizer([text for text in texts if text], add_special_tokens=False)["input_ids"])
+        return [next(ids) if text else [] for text in texts]
+
+    def _prompt_text(self, record: TreeRecord) -> str:
+        """What the chat template makes of it; nothing where it refuses, as templates do with roles they do not know."""
+        try:
+            return apply_chat_template(self._tokenizer, record.messages, self.counts.records)
+        except ValueError as error:
+            self.counts.refused = self.counts.refused or str(error.__cause__ or error)
+            return ""
 
     def _text_tree(self, tree: ParagraphTree) -> list[Any]:
         """The tree as ``[text, child, text, ..., text]``, without details that the grammar has no place for."""
@@ -141,6 +153,10 @@ class TreeEncoder:
             if decode(self._tokenizer, ids) != "".join(texts):
                 return False
         return True
+
+
+def _is_whole(record: TreeRecord) -> bool:
+    return is_whole_text(record.tree.text) and all(is_whole_text(message["content"]) for message in record.messages)
 
 
 def _text_tree(tree: ParagraphTree, behind_control: bool) -> tuple[list[Any], int]:

@@ -26,7 +26,7 @@ from apar.train.encoding import TreeEncoder
 from apar.train.log import RunLog
 from apar.train.model_setup import load_model, load_tokenizer, prepare_for_saving
 from apar.train.resume import check_resumed, run_facts
-from apar.train.saving import WRITE_ERRORS, checkpoints, move_files, whole_folder, write_whole
+from apar.train.saving import WRITE_ERRORS, checkpoints, whole_files, write_whole
 from apar.train.trainer import TreeTrainer
 
 _TRAINING_FIELDS = {field.name: field for field in dataclasses.fields(TrainingArguments) if field.init}
@@ -50,7 +50,7 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
     """
     output = Path(config.output)
     arguments = _arguments_beside(config)
-    last = _output_state(output, resume, overwrite)
+    last = _output_state(config, output, resume, overwrite)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     register()
@@ -97,7 +97,12 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
     trainer.remove_callback(PrinterCallback)  # the log says the same
     if trainer.is_world_process_zero():
         _print_facts(model, counts, stores, rows, steps)
+        if overwrite:
+            for folder in checkpoints(output):
+                shutil.rmtree(folder)
     trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    if heldout is not None and not config.evaluate_every:
+        trainer.evaluate()
     _save(trainer, config, output, grammar, tokenizer, counts["train"]["depth"])
     if trainer.is_world_process_zero():
         summary = {
@@ -224,8 +229,8 @@ def _training_arguments(
     return arguments
 
 
-def _output_state(output: Path, resume: bool, overwrite: bool) -> Path | None:
-    """The checkpoint to go on from. Raises ValueError where the folder holds another run."""
+def _output_state(config: TrainConfig, output: Path, resume: bool, overwrite: bool) -> Path | None:
+    """The checkpoint to go on from. Raises ValueError where the folder holds another run, or what this one reads."""
     if resume and overwrite:
         raise ValueError("resume, overwrite: expected at most one of them")
     found = checkpoints(output)
@@ -234,9 +239,11 @@ def _output_state(output: Path, resume: bool, overwrite: bool) -> Path | None:
             raise ValueError(f"resume: there is no checkpoint in {output}")
         return found[-1]
     if overwrite:
-        if int(os.environ.get("RANK", "0")) == 0:
-            for folder in found:
-                shutil.rmtree(folder)
+        for name, read in (("model", config.model), ("tokenizer", config.tokenizer)):
+            if isinstance(read, str) and os.path.exists(read) and Path(read).resolve().is_relative_to(output.resolve()):
+                raise ValueError(
+                    f"{name}: {read} lies in the output, which --overwrite replaces, expected another place"
+                )
         return None
     if found or (output / "config.json").exists():
         raise ValueError(f"output: {output} holds a run already; --resume goes on with it, --overwrite replaces it")
@@ -254,14 +261,12 @@ def _save(trainer: TreeTrainer, config: TrainConfig, output: Path, grammar: Any,
         return
     state = _cast(state, getattr(torch, config.save_precision))
     try:
-        with whole_folder(output / "model") as unfinished:
+        with whole_files(output) as unfinished:
             model.save_pretrained(unfinished, state_dict=state)
             tokenizer.save_pretrained(unfinished)
             saved = json.loads((unfinished / "config.json").read_text(encoding="utf-8"))
             saved["dtype"] = config.save_precision
             (unfinished / "config.json").write_text(json.dumps(saved, indent=2) + "\n", encoding="utf-8")
-        move_files(output / "model", output)
-        (output / "model").rmdir()
     except WRITE_ERRORS as error:
         found = checkpoints(output)
         stays = f"the last checkpoint is {found[-1]}" if found else "there is no checkpoint (see save_every)"
@@ -302,3 +307,5 @@ def _print_facts(
     ):
         if found[name]:
             print(f"{found[name]:,} {what}", file=sys.stderr)
+    if found["refused"]:
+        print(f"the chat template refuses some of them: {found['refused']}", file=sys.stderr)

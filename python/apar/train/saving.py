@@ -17,18 +17,6 @@ from apar.files import written_whole
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
 
 
-@contextlib.contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A new folder to write to, which becomes ``folder`` when the block ends well and vanishes when it does not."""
-    unfinished = begin_folder(folder)
-    try:
-        yield unfinished
-        end_folder(folder)
-    except BaseException:
-        discard_folder(folder)
-        raise
-
-
 def unfinished_name(folder: Path) -> Path:
     """Where the files of ``folder`` are until they are complete; no other run looks there."""
     return folder.with_name(f".{folder.name}.unfinished")
@@ -52,6 +40,23 @@ def end_folder(folder: Path) -> None:
 
 def discard_folder(folder: Path) -> None:
     shutil.rmtree(unfinished_name(folder), ignore_errors=True)
+
+
+@contextlib.contextmanager
+def whole_files(folder: Path) -> Iterator[Path]:
+    """A new folder to write to, whose files are moved to ``folder`` when the block ends well; other files there stay,
+    but for those that `move_files` names.
+    """
+    result = folder / "result"
+    unfinished = begin_folder(result)
+    try:
+        yield unfinished
+        _flush(unfinished)
+    except BaseException:
+        discard_folder(result)
+        raise
+    move_files(unfinished, folder)
+    unfinished.rmdir()
 
 
 def move_files(source: Path, target: Path) -> None:

@@ -56,6 +56,7 @@ USER, BOT = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": 
         ({"instruction": "Hi", "input": "you", "output": "Hello"}, [(1, "Hello")]),
         ({"instruction": "Hi", "input": "", "output": "Hello", "system": "Be kind."}, [(2, "Hello")]),
         ({"prompt": [USER], "completion": "Hello"}, [(1, "Hello")]),
+        ({"prompt": "Hi", "response": ["Hel", "lo"]}, [(1, "Hello")]),
         ({"messages": [USER, BOT, USER, {"role": "assistant", "content": [{"type": "text", "text": "Bye"}]}]},
          [(1, "Hello"), (3, "Bye")]),
         ({"messages": [BOT, USER, BOT], "system": "x"}, [(3, "Hello")]),
@@ -128,10 +129,7 @@ def test_objects_over_several_lines_and_byte_order_marks(tmp_path) -> None:
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps(pairs(1)[0]).encode())
     assert build([str(path)], tmp_path / "out").written == 1
     path.write_bytes(b"\xef\xbb\xbf")
-    assert build([str(path)], tmp_path / "out").written == 0
-    path.write_bytes(b"")
-    assert build([str(path)], tmp_path / "out").written == 0
-    assert list(read_trees(tmp_path / "out")) == []
+    assert list(read_batches(str(path))) == []
 
 
 def test_compressed_files_and_pipes_by_any_name(tmp_path) -> None:
@@ -235,7 +233,10 @@ def test_malformed_records_are_listed_with_their_lines(tmp_path, capsys) -> None
         (b'[{"prompt": "a", "response": "b"}]\n[]', "a.json", "line 2: more stands behind the end of the array"),
         (b"[\n" + b"[" * 100_000, "a.json", "line 2: the JSON is nested too deeply"),
         (json.dumps(pairs(1)).encode("utf-16"), "a.json", "looks like UTF-16, expected UTF-8"),
-        (b"# Title\n\ntext\n", "a.md", "none of the 2 records can be used"),
+        (b"# Title\n\ntext\n", "a.md", "none of the 2 records of .*a.md can be used"),
+        (b"", "a.jsonl", "a.jsonl has no records"),
+        (b"\n \n", "a.jsonl", "a.jsonl has no records"),
+        (b"[]", "a.json", "a.json has no records"),
     ],
 )  # fmt: skip
 def test_unreadable_inputs_stop_and_nothing_is_lost(tmp_path, content: bytes | None, name: str, message: str) -> None:
@@ -253,6 +254,22 @@ def test_unreadable_inputs_stop_and_nothing_is_lost(tmp_path, content: bytes | N
     listed = "trees.jsonl.malformed.jsonl"
     assert {entry.name for entry in tmp_path.iterdir()} - {listed} <= {"good.jsonl", "trees.jsonl", name}
     assert (tmp_path / listed).exists() == name.endswith(".md")
+
+
+def test_one_useless_input_stops_though_others_are_good(tmp_path) -> None:
+    good, bad = write(tmp_path / "good.jsonl", pairs(2)), write(tmp_path / "bad.jsonl", [{"prompt": "Why?"}] * 3)
+    with pytest.raises(
+        UnreadableInput, match=r"none of the 3 records of .*bad.jsonl can be used.*\n.*bad.jsonl, line 1:"
+    ):
+        build([good, bad], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_of_trees_is_no_file_of_chats(tmp_path) -> None:
+    turns = [USER, BOT, {"role": "user", "content": "And?"}]
+    path = write(tmp_path / "trees.jsonl", [{"messages": turns, "tree": [{"text": "So."}], "source": "a"}])
+    with pytest.raises(UnreadableInput, match="it is a tree already"):
+        build([path], tmp_path / "out")
 
 
 def test_a_full_disk_and_an_interruption_leave_what_was_there(tmp_path, monkeypatch) -> None:

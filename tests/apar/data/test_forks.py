@@ -202,6 +202,18 @@ def test_long_answers_take_time_in_proportion(text: str) -> None:
     assert time.process_time() - begin < 5, "a fraction of a second where nothing is quadratic"
 
 
+@pytest.mark.parametrize("blank", ["_____", "__________", "*****", "******* ", "_____ -", "_____:"])
+@pytest.mark.parametrize("marker", ["1. ", "- ", ""])
+def test_lines_to_fill_in_and_stars_are_no_titles(blank: str, marker: str) -> None:
+    lines = [
+        f"{marker.replace('1', str(number))}{blank} is the capital of a country in the south." for number in (1, 2)
+    ]
+    text = "\n".join(lines) if marker else "\n\n".join(lines)
+    tree = paragraph_tree(text)
+    assert tree.text == text
+    assert tree.num_forks == 0 or ":" in blank or "-" in blank
+
+
 def test_short_details_and_single_ones_do_not_fork() -> None:
     assert details("1. One: short\n2. Two: short") == []
     assert details("1. One: short\n2. Two: short", min_detail=5) == [" short", " short"]

@@ -24,6 +24,7 @@ def tree_of(paragraphs: list[dict]) -> ParagraphTree:
     return ParagraphTree.from_dict(paragraphs)
 
 
+@settings(deadline=None)
 @given(PARAGRAPHS)
 def test_trees_come_back(paragraphs: list[dict]) -> None:
     tree = tree_of(paragraphs)
@@ -129,6 +130,13 @@ def test_a_torn_archive_gives_what_is_whole(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="ends or breaks behind line"):
         list(reading)
     assert len(list(itertools.islice(read_trees(path), 100))) == 100
+
+
+def test_a_file_keeps_its_mode(tmp_path: Path) -> None:
+    path = tmp_path / "trees.jsonl"
+    path.touch(mode=0o600)
+    write_trees(path, [])
+    assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:

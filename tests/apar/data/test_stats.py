@@ -129,6 +129,30 @@ def test_a_picture_that_cannot_be_drawn_is_refused_before_anything_is_read(tmp_p
     assert "--plot: a picture needs the package matplotlib" in capsys.readouterr().err
 
 
+def test_a_source_may_be_called_all() -> None:
+    records = [TreeRecord("Why?", tree(2), name) for name in ("all", "all", "other")]
+    found = measure(records)
+    assert {name: len(one.shapes) for name, one in found.items()} == {"all (source)": 2, "other": 1, "all": 3}
+
+
+def test_a_picture_does_not_take_the_place_of_the_trees(tmp_path, capsys) -> None:
+    path = str(tmp_path / "trees.jsonl")
+    write_trees(path, [TreeRecord("Why?", tree(2))])
+    before = (tmp_path / "trees.jsonl").read_bytes()
+    assert main(["data", "stats", path, "--plot", path]) == 1
+    assert f"--plot: {path} is another file of this command, too" in capsys.readouterr().err
+    assert (tmp_path / "trees.jsonl").read_bytes() == before
+
+
+def test_values_are_named_as_they_stand_in_the_file(tmp_path, capsys) -> None:
+    path = tmp_path / "trees.jsonl"
+    write_trees(path, [TreeRecord("Why?", tree(2), extra={"good": good, "id": 7}) for good in (True, False, True)])
+    for only, count in (("good=true", 2), ("good=false", 1), ("id=7", 3)):
+        assert main(["data", "stats", str(path), "--only", only, "--json"]) == 0
+        [found] = json.loads(capsys.readouterr().out).values()
+        assert found["records"] == count
+
+
 def test_a_tokenizer_counts_in_place_of_the_estimate(tmp_path, capsys) -> None:
     from tests.apar.tiny_tokenizers import byte_level_tokenizer
 

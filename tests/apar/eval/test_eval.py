@@ -292,6 +292,37 @@ def test_prompt_sets(tmp_path: Path) -> None:
     assert [prompt.messages for prompt in read_prompts(tmp_path / "array.json")] == [[user]] * 7
 
 
+def test_the_last_question_of_a_conversation_is_asked(tmp_path: Path) -> None:
+    user, answer = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}
+    rows = [
+        {"messages": [user, answer, user]},
+        {"prompt": [user, answer, user]},
+        {"messages": [user, answer, user, answer]},
+        {"conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}, user]},
+        {"conversation": [{"from": "human", "value": "Why?"}], "system": "Be kind."},
+        {"messages": [user], "system": "Be kind."},
+    ]
+    (tmp_path / "set.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = [prompt.messages for prompt in read_prompts(tmp_path / "set.jsonl")]
+    assert asked == [[user, answer, user]] * 4 + [[{"role": "system", "content": "Be kind."}, user]] * 2
+
+
+def test_half_a_character_is_named(tmp_path: Path) -> None:
+    (tmp_path / "set.jsonl").write_text('{"prompt": "Why?"}\n{"prompt": "bad \\ud83d half"}\n')
+    with pytest.raises(ValueError, match=r"set.jsonl, line 2: the prompt holds half of a surrogate pair"):
+        list(read_prompts(tmp_path / "set.jsonl"))
+
+
+@pytest.mark.parametrize("options", [["--out", "SET"], ["--plot", "SET"], ["--out", "SET.a", "--plot", "SET.a"]])
+def test_results_do_not_take_the_place_of_another_file(tmp_path: Path, options: list[str], capsys) -> None:
+    path = tmp_path / "set.jsonl"
+    path.write_text('{"prompt": "Why?"}\n')
+    options = [option.replace("SET", str(path)) for option in options]
+    assert main(["eval", "--model", "/nowhere", str(path), *options]) == 1
+    assert "is another file of this command, too" in capsys.readouterr().err
+    assert path.read_text() == '{"prompt": "Why?"}\n'
+
+
 @pytest.mark.skipif(not (SHARED / "questions").is_dir(), reason=f"no questions in {SHARED}")
 def test_questions_of_benchmarks() -> None:
     for name, categories in (("vicuna_bench", 9), ("mt_bench", 8)):

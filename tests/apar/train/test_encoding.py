@@ -91,6 +91,23 @@ def test_ordinary_text_comes_through(kind: str) -> None:
     assert output.tree.to_dict() == ParagraphTree.from_dict(paragraphs).to_dict()
 
 
+def test_records_that_cannot_be_encoded_are_left_out_and_counted() -> None:
+    tokenizer = byte_level_tokenizer(chat=True)
+    tokenizer.chat_template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        + tokenizer.chat_template
+    )
+    encoder = TreeEncoder(tokenizer, Grammar.from_tokenizer(tokenizer))
+    good = record([{"text": "So."}])
+    refused = TreeRecord([{"role": "system", "content": "Be kind."}, *good.messages], good.tree)
+    halves = [record([{"text": "So \ud83d."}]), record([{"text": "So."}], prompt="\ud83d?")]
+    packed = list(encoder.encode([refused, good, *halves, refused, good]))
+    assert len(packed) == 2
+    assert packed[0].token_ids.tolist() == packed[1].token_ids.tolist()
+    assert (encoder.counts.records, encoder.counts.unusable) == (6, 4)
+    assert encoder.counts.refused == "System role not supported"
+
+
 def test_control_tokens_spelled_out_are_text() -> None:
     tokenizer = byte_level_tokenizer(chat=True)
     grammar = Grammar.from_tokenizer(tokenizer)

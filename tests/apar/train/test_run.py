@@ -366,6 +366,35 @@ def test_inputs_that_cannot_be_read(tmp_path: Path) -> None:
     assert not Path(config.output).exists()
 
 
+def test_what_lies_beside_the_model_is_nobody_elses(tmp_path: Path) -> None:
+    """A base model in OUTPUT/model was once taken for a result of the run's own."""
+    config = tiny_run(tmp_path, output=str(tmp_path / "base"), steps=1)
+    shutil.move(train(config), tmp_path / "output" / "model")
+    (tmp_path / "output" / "model" / "mine.txt").write_text("notes")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "output" / "model").iterdir()}
+    train(tiny_run(tmp_path, model=str(tmp_path / "output" / "model"), tokenizer=None, steps=1))
+    assert {path.name: path.read_bytes() for path in (tmp_path / "output" / "model").iterdir()} == before
+    assert not list((tmp_path / "output").glob(".*"))
+
+
+def test_overwriting_removes_nothing_before_the_run_begins(tmp_path: Path) -> None:
+    old = tmp_path / "output" / "checkpoint-3"
+    old.mkdir(parents=True)
+    with pytest.raises(FileNotFoundError):
+        train(tiny_run(tmp_path, data=str(tmp_path / "typo.jsonl")), overwrite=True)
+    for name in ("model", "tokenizer"):
+        with pytest.raises(ValueError, match=f"{name}: .*checkpoint-3 lies in the output, which --overwrite replaces"):
+            train(tiny_run(tmp_path, **{name: str(old)}), overwrite=True)
+    assert old.exists()
+    train(tiny_run(tmp_path, steps=1), overwrite=True)
+    assert not old.exists()
+
+
+def test_held_out_trees_are_looked_at_in_any_case(tmp_path: Path) -> None:
+    folder = train(tiny_run(tmp_path, steps=2))
+    assert [line["step"] for line in read_log(folder / "log.jsonl") if "heldout" in line] == [2]
+
+
 def test_files_are_replaced_whole(tmp_path: Path) -> None:
     new, old = tmp_path / "new", tmp_path / "old"
     for folder, names in ((new, ["config.json", "model.safetensors"]), (old, ["chat_template.jinja", "log.jsonl"])):

@@ -24,7 +24,9 @@ def add_parser(commands: Any) -> None:
         "--split", choices=("train", "heldout"), default="train", help="held out: names and wordings never trained on"
     )
     parser.add_argument("--kinds", nargs="+", metavar="KIND", help="only these kinds of requests (default: all)")
-    parser.add_argument("--max-items", type=int, metavar="N", help="at most so many things in a prompt (default 5)")
+    parser.add_argument(
+        "--max-items", type=int, metavar="N", help="at most so many things, or of each group (default: 5, in groups 3)"
+    )
     parser.add_argument(
         "--requests", type=int, default=1, metavar="N", help="so many records about the same facts (default 1)"
     )

@@ -14,6 +14,8 @@ from apar.data.synth.topics import TOPICS
 from apar.data.synth.worlds import World, make_world
 
 _BEFORE_FACTS = ("", "", "Facts:\n", "Here are the facts.\n\n", "Notes:\n\n", "These are the facts:\n")
+MOST_ITEMS = 50
+"""In a group: every name of a world begins in its own way, and there are some thousand ways."""
 SYSTEM_MESSAGES = ("You are a helpful assistant.", "Answer from the facts alone.", "You write clear answers.")
 
 
@@ -44,8 +46,8 @@ def synth_rows(
     """
     if split not in ("train", "heldout"):
         raise ValueError(f"split: expected train or heldout, got {split!r}")
-    if max_items is not None and max_items < 2:
-        raise ValueError(f"max_items: expected 2 or more, got {max_items}")
+    if max_items is not None and not 2 <= max_items <= MOST_ITEMS:
+        raise ValueError(f"max_items: expected 2 to {MOST_ITEMS}, got {max_items}")
     if requests < 1:
         raise ValueError(f"requests: expected 1 or more, got {requests}")
     if unknown := set(kinds or ()) - set(KINDS):

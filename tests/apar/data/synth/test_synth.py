@@ -214,6 +214,7 @@ def test_the_command_writes_what_the_function_gives(tmp_path, capsysbinary) -> N
         (["--count", "-1"], "--count"),
         (["--kinds", "poem"], "poem"),
         (["--max-items", "1"], "max_items"),
+        (["--max-items", "51"], "max_items: expected 2 to 50"),
         (["-o", "/no/such/folder/x.jsonl"], "/no/such/folder"),
     ],
 )
