@@ -54,6 +54,13 @@ def real_target(path: str | os.PathLike[str]) -> Path:
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
+def is_same_file(path: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
+    """Whether two names, of files that are there or not yet, stand for one file."""
+    if os.path.exists(path) and os.path.exists(other):
+        return os.path.samefile(path, other)
+    return os.path.realpath(path) == os.path.realpath(other)
+
+
 @contextlib.contextmanager
 def named_errors(path: Path) -> Iterator[None]:
     """Adds the path to an error of the disk that names none, as "No space left on device" does."""
@@ -72,10 +79,10 @@ def check_output(option: str, path: str | None, others: Iterable[str | None] = (
     """
     if path is None:
         return
+    if any(other is not None and is_same_file(path, other) for other in others):
+        raise ValueError(f"{option}: {path} is another file of this command, too, expected one of its own")
     try:
         folder = real_target(path).parent
-        if any(other is not None and os.path.realpath(other) == os.path.realpath(path) for other in others):
-            raise ValueError(f"{path} is another file of this command, too, expected one of its own")
     except IsADirectoryError as error:
         raise ValueError(f"{option}: expected a file, but {path} is a folder") from error
     except FileNotFoundError as error:

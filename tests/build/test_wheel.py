@@ -112,8 +112,6 @@ def test_command_line(environment):
 
 
 def test_generates_with_the_model_that_comes_along(environment):
-    """That it comes along: how good it is, tests/apar/test_default_model.py asks."""
-    prompt = "Anna works as a baker and lives in Oslo. Karim works as a pilot and lives in Lima.\n\nDescribe each person."
+    prompt = "Anna works as a baker and lives in Oslo. Karim works as a pilot and lives in Lima. Describe each person."
     answer = json.loads(run(environment / "bin" / "apar", "generate", prompt, "--json", cwd=environment))
-    assert len(answer["branches"]) > 1
-    assert "Anna" in answer["text"]
+    assert len(answer["branches"]) == 3

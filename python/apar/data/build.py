@@ -35,7 +35,7 @@ from apar.data.inputs import Batch, UnreadableInput, check_inputs, input_bytes, 
 from apar.data.records import json_line
 from apar.data.rules import rules_named
 from apar.data.splits import HELDOUT, PERMUTATIONS, UNDECIDED, choose_sides, near_duplicates
-from apar.files import named_errors, real_target, written_whole
+from apar.files import is_same_file, named_errors, real_target, written_whole
 
 _ROWS_AT_ONCE = 1 << 18
 _SMALL_INPUT_BYTES = 4_000_000  # below, making processes takes longer than they save
@@ -130,7 +130,7 @@ def build(
     listed = out.with_name(out.name + ".malformed.jsonl")
     for name in inputs:
         for target in (out, listed):
-            if os.path.exists(name) and target.exists() and os.path.samefile(name, target):
+            if is_same_file(name, target):
                 raise ValueError(f"{target} is an input, too; what OUT holds is kept with append")
     check_inputs(inputs)
     if "first_sentence" in rules_named(options.forks.rules) and importlib.util.find_spec("pysbd") is None:

@@ -50,7 +50,7 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
     """
     output = Path(config.output)
     arguments = _arguments_beside(config)
-    last = _output_state(config, output, resume, overwrite)
+    last = _output_state(config, resume, overwrite)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     register()
@@ -229,10 +229,11 @@ def _training_arguments(
     return arguments
 
 
-def _output_state(config: TrainConfig, output: Path, resume: bool, overwrite: bool) -> Path | None:
+def _output_state(config: TrainConfig, resume: bool, overwrite: bool) -> Path | None:
     """The checkpoint to go on from. Raises ValueError where the folder holds another run, or what this one reads."""
     if resume and overwrite:
         raise ValueError("resume, overwrite: expected at most one of them")
+    output = Path(config.output)
     found = checkpoints(output)
     if resume:
         if not found:

@@ -38,7 +38,7 @@ def synth_rows(
         seed: the same seed gives the same records. Each is drawn on its own, from seed, split and its number.
         split: "train", or "heldout": names that training never has, and requests in wordings that it never has.
         kinds: of these kinds alone (names of ``KINDS``).
-        max_items: at most so many items in a world (in a group, if it has groups).
+        max_items: at most so many items in a world (in a group, if it has groups), 2 to 50.
         requests: so many records in a row are about the same facts, which then come first in their prompts: training
             packs such a beginning once. Kinds without facts are left out.
 
