@@ -40,21 +40,21 @@ MODEL := build/default-model
 MODEL_FILES := config.json generation_config.json model.safetensors tokenizer.json tokenizer_config.json chat_template.jinja
 PROCESSES ?= 2
 LISTS := overview instructions comparison report by_group by_point
-SHORT := one about paragraph
+SHORT := one about paragraph names count
 APAR = PYTHONPATH=.:python $(RUN) -m apar
 TRAIN = PYTHONPATH=.:python OMP_NUM_THREADS=1 $(RUN) -m torch.distributed.run --nproc-per-node $(PROCESSES) -m apar train
 default-model: build
 	mkdir -p $(MODEL)
 	$(APAR) data synth --seed 1 --count 20000 --kinds repeat -o $(MODEL)/repeat.jsonl.gz
 	$(APAR) data synth --seed 2 --count 20000 --max-items 3 -o $(MODEL)/few.jsonl.gz
-	$(APAR) data synth --seed 3 --count 150000 --requests 3 --kinds $(LISTS) -o $(MODEL)/lists.jsonl.gz
-	$(APAR) data synth --seed 4 --count 160000 --requests 6 --kinds $(SHORT) -o $(MODEL)/short.jsonl.gz
-	$(APAR) data synth --seed 5 --count 120000 -o $(MODEL)/single.jsonl.gz
+	$(APAR) data synth --seed 3 --count 140000 --requests 3 --kinds $(LISTS) -o $(MODEL)/lists.jsonl.gz
+	$(APAR) data synth --seed 4 --count 150000 --requests 6 --kinds $(SHORT) -o $(MODEL)/short.jsonl.gz
+	$(APAR) data synth --seed 5 --count 90000 -o $(MODEL)/single.jsonl.gz
 	$(APAR) data synth --seed 6 --count 200 --split heldout -o $(MODEL)/heldout.jsonl.gz
 	PYTHONPATH=.:python $(RUN) bench/train/default/start.py $(MODEL)/start
 	$(TRAIN) bench/train/default/first.yaml --overwrite
 	$(TRAIN) bench/train/default/second.yaml --overwrite
-	PYTHONPATH=.:python $(RUN) -m bench.default_model --model $(MODEL)/second --seed 19 --save
+	PYTHONPATH=.:python $(RUN) -m bench.default_model --model $(MODEL)/second --seed 23 --save
 	cd $(MODEL)/second && cp $(MODEL_FILES) $(CURDIR)/python/apar/assets/default
 
 test: build

@@ -16,10 +16,7 @@ def write_facts(rng: random.Random, world: World, *, held_out: bool) -> str:
     layout = rng.choices(_LAYOUTS, _WEIGHTS)[0]
     if held_out and rng.random() < 0.25:
         layout = _colon_phrases
-    attributes = list(world.attributes)
-    if rng.random() < 0.5:
-        rng.shuffle(attributes)
-    sections = [layout(rng, world, items, attributes, held_out) for _, items in world.groups]
+    sections = [layout(rng, world, items, world.attributes, held_out) for _, items in world.groups]
     if len(sections) == 1 and not world.groups[0][0]:
         return sections[0]
     heading = rng.choice(_SECTIONS)

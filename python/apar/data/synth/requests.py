@@ -70,7 +70,7 @@ def _fill(text: str, world: World, **more: str) -> str:
 
 
 def _some(rng: random.Random, world: World) -> tuple[list[Attribute], bool]:
-    """The attributes asked for, in the topic's order, and whether the request has to name them."""
+    """The attributes asked for, in the order of the facts, and whether the request has to name them."""
     if rng.random() < 0.55:
         return world.attributes, rng.random() < 0.3
     count = rng.randint(1, len(world.attributes))

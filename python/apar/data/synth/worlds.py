@@ -21,7 +21,10 @@ class Item:
 
 @dataclasses.dataclass
 class World:
-    """Items of one topic. ``groups``: the items in named groups, or all of them in one group without a name."""
+    """Items of one topic. ``groups``: the items in named groups, or all of them in one group without a name.
+
+    ``attributes`` are in the order of the facts, which is that of the answers, too.
+    """
 
     topic: Topic
     attributes: list[Attribute]
@@ -50,8 +53,8 @@ def make_world(
         while sum(sizes) > len(topic.names):
             sizes[sizes.index(max(sizes))] -= 1
     num_attributes = rng.choice((2, 2, 3) if grouped else (2, 2, 3, 3, 4))
-    chosen = sorted(rng.sample(range(len(topic.attributes)), num_attributes))
-    attributes = [topic.attributes[index] for index in chosen]
+    chosen = rng.sample(range(len(topic.attributes)), num_attributes)
+    attributes = [topic.attributes[index] for index in (chosen if rng.random() < 0.5 else sorted(chosen))]
     counts = collections.Counter()
     for kind, count in [(topic.names, sum(sizes)), (topic.group_names, num_groups if grouped else 0)]:
         counts.update({kind: count} if isinstance(kind, str) else {})
