@@ -47,8 +47,9 @@ class BuildOptions:
 
     negatives: answers without a fork that are kept for each one that forks; None: all. heldout: share of the prompts.
     similarity: share of common runs of three words from which two prompts go to the same side. seed: of the choice of
-    what is held out and left out. source: the name that records get; None: their own, else their file's. strict: stop at a malformed
-    record. append: keep the trees that the result has, and add what is new. workers: processes; None: all cores.
+    what is held out and left out. source: the name that records get; None: their own, else their file's. strict: stop
+    at a malformed record. append: keep the trees that the result has, and add what is new. workers: processes; None:
+    all cores.
     """
 
     forks: ForkOptions = dataclasses.field(default_factory=ForkOptions)

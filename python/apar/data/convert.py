@@ -56,6 +56,7 @@ def convert(batch: Batch, options: ConvertOptions) -> Converted:
     for line, raw in zip(batch.lines, batch.records, strict=True):
         try:
             found = answers(json.loads(raw, object_pairs_hook=_object), last_only=options.last_only)
+            trees = [_tree(answer, options.forks) for answer in found]
         except MalformedRecord as error:
             malformed.append((line, str(error)))
             continue
@@ -68,12 +69,7 @@ def convert(batch: Batch, options: ConvertOptions) -> Converted:
         opening = _opening(found[0].messages)
         words = normalized_words(opening)
         key, places = prompt_key(words, options.seed), signature(words)
-        for answer in found:
-            try:
-                tree = _tree(answer, options.forks)
-            except Exception as error:  # whatever a rule or the sentence splitter has: say where
-                what = f"{type(error).__name__}: {error}"
-                raise RuntimeError(f"{batch.path}, line {line}: the answer cannot be cut ({what})") from error
+        for answer, tree in zip(found, trees, strict=True):
             lines.append(_line(answer, tree, _source(answer, options.source, batch)))
             rows.append((key, _record_hash(answer.messages, answer.text), _levels(tree), UNDECIDED, False))
             signatures.append(places)
@@ -122,10 +118,16 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _tree(answer: Answer, options: ForkOptions) -> list[dict[str, Any]]:
+    """The answer, cut. Raises MalformedRecord where the rules, or the sentence splitter, have a fault."""
     prompt = "\n".join(message["content"] for message in answer.messages)
-    tree = paragraphs(answer.text, prompt, options)
+    try:
+        tree = paragraphs(answer.text, prompt, options)
+    except MemoryError:
+        raise
+    except Exception as error:  # one answer in a million must not end the work of hours
+        raise MalformedRecord(f"a fault of the rules: {type(error).__name__}: {error}") from error
     if _joined(tree) != answer.text:
-        raise ValueError("its tree does not give it back; this is a fault of the rules")
+        raise MalformedRecord("a fault of the rules: the tree does not give the answer back")
     return tree
 
 

@@ -16,11 +16,12 @@ _ROLES = {
 CONVERSATION_KEYS = ("messages", "conversations", "conversation")
 _PROMPT_KEYS = ("prompt", "instruction", "question")
 _ANSWER_KEYS = ("response", "output", "completion", "answer")
-_USED = {*CONVERSATION_KEYS, "input", "system", "tree", "split", *_PROMPT_KEYS, *_ANSWER_KEYS}
+_CONTEXT_KEYS = ("input", "context")
+_USED = {*CONVERSATION_KEYS, *_CONTEXT_KEYS, "system", "tree", "split", *_PROMPT_KEYS, *_ANSWER_KEYS}
 
 
 class MalformedRecord(ValueError):
-    """A record that is in none of the formats, or has no answer."""
+    """A record that is in none of the formats, has no answer, or one that the rules cannot cut."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -36,8 +37,8 @@ def answers(record: Any, *, last_only: bool = False) -> list[Answer]:
     """The answers of a record, one per turn of the assistant (or the last one alone), each with what came before.
 
     Formats, told by their keys: ``messages`` or ``conversations`` with role and content, or with from and value as
-    ShareGPT has them; ``prompt`` or ``instruction`` (with ``input``) and ``response`` or ``output``, where the prompt
-    may be a list of messages. Turns of the assistant before anything was asked are no answers.
+    ShareGPT has them; ``prompt`` or ``instruction`` (with ``input`` or ``context``) and ``response`` or ``output``,
+    where the prompt may be a list of messages. Turns of the assistant before anything was asked are no answers.
 
     Raises:
         MalformedRecord: says what is wrong.
@@ -130,8 +131,9 @@ def _pair(record: dict[str, Any], extra: dict[str, Any]) -> Answer:
     if isinstance(record[prompt_key], list):
         return Answer(_messages(record[prompt_key], prompt_key, record.get("system")), text, extra)
     prompt = _text(record[prompt_key], prompt_key)
-    if record.get("input"):
-        prompt += "\n\n" + _text(record["input"], "input")
+    for key in _CONTEXT_KEYS:
+        if record.get(key):
+            prompt += "\n\n" + _text(record[key], key)
     if not prompt.strip():
         raise MalformedRecord(f"{prompt_key}: the prompt is empty")
     messages = [{"role": "user", "content": prompt}]

@@ -16,7 +16,7 @@ import pytest
 from apar.cli import main
 from apar.data import inputs as inputs_module
 from apar.data import read_trees
-from apar.data.build import BuildOptions, build, report_lines
+from apar.data.build import BuildOptions, build, malformed_lines, report_lines
 from apar.data.forks import ForkOptions
 from apar.data.formats import MalformedRecord, answers
 from apar.data.inputs import UnreadableInput, read_batches
@@ -54,6 +54,7 @@ USER, BOT = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": 
     [
         ({"prompt": "Hi", "response": "Hello", "id": 3, "tags": []}, [(1, "Hello")]),
         ({"instruction": "Hi", "input": "you", "output": "Hello"}, [(1, "Hello")]),
+        ({"instruction": "Hi", "context": "you", "response": "Hello"}, [(1, "Hello")]),
         ({"instruction": "Hi", "input": "", "output": "Hello", "system": "Be kind."}, [(2, "Hello")]),
         ({"prompt": [USER], "completion": "Hello"}, [(1, "Hello")]),
         ({"prompt": "Hi", "response": ["Hel", "lo"]}, [(1, "Hello")]),
@@ -73,7 +74,7 @@ def test_formats(record: dict, expected: list) -> None:
     found = answers(record)
     assert [(len(answer.messages), answer.text) for answer in found] == expected
     assert all(
-        answer.messages[-1] == {"role": "user", "content": "Hi\n\nyou" if record.get("input") else "Hi"}
+        answer.messages[-1] == {"role": "user", "content": "Hi\n\nyou" if "you" in record.values() else "Hi"}
         for answer in found
     )
     assert found[0].extra == ({"id": 3} if "id" in record else {})
@@ -316,10 +317,26 @@ def test_terminating_leaves_what_was_there(tmp_path, monkeypatch) -> None:
     assert {entry.name for entry in tmp_path.iterdir()} == {"in.jsonl", "out"}
 
 
-def test_an_answer_that_cannot_be_cut_says_where(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("apar.data.convert.paragraphs", lambda *_: [{"text": "other"}])
-    with pytest.raises(RuntimeError, match=r"in.jsonl, line 1: the answer cannot be cut .*does not give it back"):
-        build([write(tmp_path / "in.jsonl", pairs(1))], tmp_path / "out")
+@pytest.mark.parametrize("fault", ["raises", "loses text"])
+def test_a_record_that_cannot_be_cut_is_left_out(tmp_path, monkeypatch, fault) -> None:
+    """All of it, also where only one of its answers is at fault."""
+
+    def cut(text: str, *_: object) -> list[dict[str, str]]:
+        if text != "answer 1":
+            return [{"text": text}]
+        if fault == "raises":
+            raise IndexError("list index out of range")
+        return [{"text": "other"}]
+
+    monkeypatch.setattr("apar.data.convert.paragraphs", cut)
+    turns = [("user", "q"), ("assistant", "answer 0"), ("user", "more"), ("assistant", "answer 1")]
+    talk = {"messages": [{"role": role, "content": content} for role, content in turns]}
+    path = write(tmp_path / "in.jsonl", [{"prompt": "a", "response": "answer 0"}, talk])
+    report = build([path], tmp_path / "out")
+    assert (report.records, report.malformed, report.written) == (2, 1, 1)
+    assert "in.jsonl, line 2: a fault of the rules: " in malformed_lines(report)
+    with pytest.raises(ValueError, match=r"in.jsonl, line 2: a fault of the rules: "):
+        build([path], tmp_path / "out", BuildOptions(strict=True))
 
 
 def test_links_and_devices_stay(tmp_path) -> None:
