@@ -11,7 +11,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from apar.pictures import can_draw, new_figure, save_png
-from apar.train.saving import write_whole
+from apar.train.saving import write_text_whole
 
 LOG_FILE, PICTURE_FILE = "log.jsonl", "loss.png"
 HELDOUT = "eval_"
@@ -39,7 +39,7 @@ class RunLog(TrainerCallback):
         if state.global_step and path.exists():
             self._lines = [line for line in read_log(path) if line["step"] <= state.global_step]
         self._folder.mkdir(parents=True, exist_ok=True)
-        write_whole(path, "".join(json.dumps(line) + "\n" for line in self._lines))
+        write_text_whole(path, "".join(json.dumps(line) + "\n" for line in self._lines))
         self._since = (state.global_step, time.perf_counter())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:

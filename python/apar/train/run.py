@@ -26,7 +26,7 @@ from apar.train.encoding import TreeEncoder
 from apar.train.log import RunLog
 from apar.train.model_setup import load_model, load_tokenizer, prepare_for_saving
 from apar.train.resume import check_resumed, run_facts
-from apar.train.saving import WRITE_ERRORS, checkpoints, whole_files, write_whole
+from apar.train.saving import WRITE_ERRORS, checkpoints, whole_files, write_text_whole
 from apar.train.trainer import TreeTrainer
 
 _TRAINING_FIELDS = {field.name: field for field in dataclasses.fields(TrainingArguments) if field.init}
@@ -113,7 +113,7 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
         }
         summary["seconds"] = round(time.perf_counter() - started_at, 1)
         summary["save_errors"] = trainer.save_errors
-        write_whole(output / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
+        write_text_whole(output / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
         if not config.keep_checkpoints:
             for folder in checkpoints(output):
                 shutil.rmtree(folder, ignore_errors=True)

@@ -73,7 +73,7 @@ def move_files(source: Path, target: Path) -> None:
         os.replace(path, target / path.name)
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_text_whole(path: Path, text: str) -> None:
     """Write a file; what was there stays if that fails."""
     with written_whole(path) as file:
         file.write(text.encode())

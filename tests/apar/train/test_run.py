@@ -20,7 +20,7 @@ from apar.cli import main
 from apar.data import write_trees
 from apar.train import train
 from apar.train.log import draw_losses, read_log
-from apar.train.saving import checkpoints, move_files, write_whole
+from apar.train.saving import checkpoints, move_files, write_text_whole
 from apar.train.trainer import TreeTrainer
 from safetensors import safe_open
 from transformers import PreTrainedModel
@@ -412,7 +412,7 @@ def test_files_are_replaced_whole(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (2, limits[1]))
     try:
         with pytest.raises(OSError, match=r"File too large: .*log\.jsonl"):
-            write_whole(old / "log.jsonl", "another log")
+            write_text_whole(old / "log.jsonl", "another log")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, ignored)
