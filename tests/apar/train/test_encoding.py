@@ -13,23 +13,13 @@ from apar.tree import ParagraphTree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.apar.paragraph_trees import paragraph_trees
 from tests.apar.tiny_tokenizers import byte_level_tokenizer, sentencepiece_tokenizer
 
 TOKENIZERS = {"bytes": byte_level_tokenizer, "sentencepiece": sentencepiece_tokenizer}
 OWN_TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12).filter(
     str.strip
 ) | st.sampled_from(["\n2. Food:", "1. Sleep:", "\n\n", " the dog", "🙂", "Größe\n", "  two", ":", "[Fork]", "</s>"])
-
-
-def trees(depth: int = 3) -> st.SearchStrategy[list[dict]]:
-    """Paragraphs as `ParagraphTree.to_dict` gives them."""
-    if depth == 1:
-        return st.lists(st.fixed_dictionaries({"text": OWN_TEXTS}), min_size=1, max_size=1)
-    with_detail = st.fixed_dictionaries({"text": OWN_TEXTS, "detail": trees(depth - 1)})
-    last = st.fixed_dictionaries({"text": OWN_TEXTS | st.just("")})
-    return st.tuples(st.lists(with_detail, max_size=3), last).map(
-        lambda parts: [*parts[0], parts[1]] if parts[0] or parts[1]["text"] else [{"text": "a"}]
-    )
 
 
 def record(paragraphs: list[dict], prompt: str = "How?") -> TreeRecord:
@@ -57,7 +47,7 @@ def as_output(packed: PackedTree, tokenizer, grammar: Grammar) -> Output:
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
 @settings(deadline=None, max_examples=60)
-@given(paragraphs=trees())
+@given(paragraphs=paragraph_trees(OWN_TEXTS))
 def test_the_decoder_reads_back_what_training_was_given(kind: str, paragraphs: list[dict]) -> None:
     tokenizer = TOKENIZERS[kind](chat=True)
     encoder = TreeEncoder(tokenizer, Grammar.from_tokenizer(tokenizer))

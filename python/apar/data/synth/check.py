@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 from apar.data.records import TreeRecord
@@ -16,7 +16,8 @@ from apar.tree import ParagraphTree
 class DetailCheck:
     """``lead`` is the line that the detail follows ("2. Mira:"), ``expected`` the detail.
 
-    ``right``: whether the answer has the one behind the other, to the character but for spaces at the ends of lines.
+    ``right``: whether the answer has the one behind the other, to the character but for spaces at the ends of lines,
+    and in the right place: below "1. North:", say, and above "2. South:".
     """
 
     lead: str
@@ -56,10 +57,14 @@ def check_answer(record: TreeRecord, answer: str | ParagraphTree) -> AnswerCheck
     text = answer if isinstance(answer, str) else answer.text
     expected = _places(record.tree)
     found = collections.Counter() if isinstance(answer, str) else _places(answer)
-    details = tuple(DetailCheck(lead, detail, _stands_in(text, lead + detail)) for lead, detail in leaves(record.tree))
+    whole = record.tree.text
+    if expected:
+        details = tuple(_check_details(record.tree, whole, 0, [_lines(text)]))
+    else:
+        details = (DetailCheck("", whole, _lines(text) == _lines(whole)),)
     return AnswerCheck(
         details=details,
-        exact=text == record.tree.text,
+        exact=text == whole,
         expected_forks=expected.total(),
         forks=(expected & found).total(),
         extra_forks=(found - expected).total(),
@@ -90,15 +95,41 @@ def summarize(checks: Iterable[AnswerCheck]) -> dict[str, int | float]:
     }
 
 
-def leaves(tree: ParagraphTree) -> list[tuple[str, str]]:
-    """(lead, text) of every detail that has no details itself, in reading order; ("", text) of a tree without forks."""
-    if not tree.num_forks:
-        return [("", tree.text)]
-    return [
-        (_lead(node.own) + "\n" * node.own.endswith("\n"), node.detail.text)
-        for node in tree
-        if node.detail is not None and not node.detail.num_forks
-    ]
+def _check_details(
+    branch: ParagraphTree, whole: str, begin: int, sections: Sequence[Sequence[str]]
+) -> Iterator[DetailCheck]:
+    """Checks the details of a branch that have none themselves, in reading order.
+
+    whole: the right answer. begin: where in it the branch begins. sections: lines of the answer that is checked, where
+    what the branch says may stand. A right answer is always found right.
+    """
+    forks = []
+    node: ParagraphTree | None = branch
+    while node is not None:
+        begin += len(node.own)
+        if node.detail is not None:
+            forks.append((_begin_of_line(whole, begin), begin, node.detail))
+            begin += len(node.detail.text)
+        node = node.next
+    leads = [whole[line:fork].rstrip() for line, fork, _ in forks]
+    for (line, fork, detail), lead in zip(forks, leads, strict=True):
+        end = fork + len(detail.text)
+        wanted = _lines(whole[line : whole.find("\n", end)] if "\n" in whole[end:] else whole[line:])
+        if detail.num_forks:
+            others = tuple(other for other in leads if not any(text.startswith(other) for text in wanted))
+            yield from _check_details(detail, whole, fork, list(_sections(sections, lead, others)))
+        else:
+            right = any(_stands_in(lines, wanted) for lines in sections)
+            yield DetailCheck(whole[line:fork], whole[fork:end], right)
+
+
+def _sections(sections: Sequence[Sequence[str]], lead: str, others: tuple[str, ...]) -> Iterator[Sequence[str]]:
+    """The lines from each that begins with ``lead`` to the next one that begins with one of ``others``."""
+    for lines in sections:
+        for begin, line in enumerate(lines):
+            if line.startswith(lead):
+                ends = (end for end in range(begin + 1, len(lines)) if lines[end].startswith(others))
+                yield lines[begin : next(ends, len(lines))]
 
 
 def _share(part: int, whole: int) -> float:
@@ -110,10 +141,17 @@ def _lead(text: str) -> str:
     return text.strip("\n").rsplit("\n", 1)[-1]
 
 
-def _stands_in(text: str, piece: str) -> bool:
-    """Whether ``piece`` stands in ``text`` as whole lines."""
-    lines, wanted = ("\n".join(line.strip() for line in part.strip("\n").split("\n")) for part in (text, piece))
-    return f"\n{wanted}\n" in f"\n{lines}\n"
+def _begin_of_line(text: str, end: int) -> int:
+    """Where the last line of ``text[:end]`` begins that is not empty."""
+    return text.rfind("\n", 0, len(text[:end].rstrip("\n"))) + 1
+
+
+def _lines(text: str) -> list[str]:
+    return [line.rstrip() for line in text.strip("\n").split("\n")]
+
+
+def _stands_in(lines: Sequence[str], wanted: Sequence[str]) -> bool:
+    return any(lines[begin : begin + len(wanted)] == wanted for begin in range(len(lines) - len(wanted) + 1))
 
 
 def _places(tree: ParagraphTree) -> collections.Counter[tuple[str, ...]]:

@@ -10,11 +10,16 @@ import pytest
 from apar.cli import main
 from apar.data import TreeRecord, read_trees
 from apar.data.synth import KINDS, check_answer, synth_records, synth_rows, wordings
+from apar.data.synth.answers import STYLES
 from apar.data.synth.facts import write_facts
 from apar.data.synth.names import draw_names, is_held_out
 from apar.data.synth.topics import TOPICS
 from apar.data.synth.worlds import make_world
 from apar.tree import ParagraphTree
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.apar.paragraph_trees import paragraph_trees
 
 SPLITS = ("train", "heldout")
 WORDINGS = {
@@ -166,6 +171,35 @@ def test_the_checker_sees_details_that_changed_places() -> None:
     first, second, *_ = details_of(tree)
     first.own, second.own = second.own, first.own
     assert [detail.right for detail in check_answer(record, tree).details[:2]] == [False, False]
+
+
+@pytest.mark.parametrize("kind", ["by_group", "by_point"])
+@pytest.mark.parametrize("style", STYLES)
+def test_the_checker_sees_entries_that_changed_places(kind: str, style: str) -> None:
+    """All lines are there, but Mira, who is in the North, stands below the South."""
+    record = next(record for record in synth_records(1, kinds=[kind]) if _style(record.tree.text) == style)
+    tree = copy_of(record.tree)
+    first, second, *_ = [node for node in tree if node.detail is not None and node.detail.num_forks]
+    first.detail, second.detail = second.detail, first.detail
+    changed = len(details_of(first.detail)) + len(details_of(second.detail))
+    found = check_answer(record, ParagraphTree.from_dict(tree.to_dict()))
+    assert [detail.right for detail in found.details].count(False) == changed
+
+
+def _style(text: str) -> str:
+    [line] = [line for line in text.split("\n")[1:] if line][:1]
+    return "headings" if line.startswith("#") else "bullets" if line.startswith("-") else "numbered"
+
+
+@given(paragraph_trees(st.text("ab: -\n", min_size=1, max_size=6)))
+def test_every_tree_is_the_right_answer_to_itself(paragraphs: list[dict]) -> None:
+    """Also where a detail begins or ends in the middle of a line, and where the same lines stand twice."""
+    tree = ParagraphTree.from_dict(paragraphs)
+    record = TreeRecord("How?", tree)
+    for answer in (tree, tree.text):
+        found = check_answer(record, answer)
+        assert found.exact
+        assert found.num_right == len(found.details)
 
 
 def test_the_checker_sees_branches_that_are_missing_or_too_many() -> None:
