@@ -17,7 +17,8 @@ _SHINGLE_WORDS = 3
 _MOST_WORDS = 2000
 _FEW_PROMPTS = 20
 _USUAL_SHARE = 0.01
-_WORD = re.compile(r"\w+")
+_UNSPACED = r"\u2e80-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Chinese and Japanese: no spaces between words
+_WORD = re.compile(rf"(?=\w)[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 _random = np.random.default_rng(20240112)
 _FACTORS = _random.integers(1, 2**63, PERMUTATIONS, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 _OFFSETS = _random.integers(0, 2**63, PERMUTATIONS, dtype=np.uint64)
@@ -25,7 +26,7 @@ _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
 def normalized_words(prompt: str) -> list[str]:
-    """The words of a prompt without case, punctuation and spacing."""
+    """The words of a prompt without case, punctuation and spacing; every Chinese or Japanese character is one."""
     return _WORD.findall(prompt.lower())
 
 
@@ -111,10 +112,14 @@ def choose_sides(keys: np.ndarray, groups: np.ndarray, fixed: np.ndarray, heldou
 
     keys: uint64 [n], the hashes of the prompts. groups: int32 [n], of ``near_duplicates``. fixed: uint8 [n], the side
     where it is given already, which the group then follows. heldout: share of prompts.
+
+    The smallest key of a group decides, hashed again: the smallest of many keys is small, whatever the prompts are.
     """
     smallest = np.full(len(keys), np.iinfo(np.uint64).max, np.uint64)
     np.minimum.at(smallest, groups, keys)
-    sides = np.where(smallest < np.uint64(min(heldout, 1.0) * float(2**64 - 2**11)), HELDOUT, TRAIN).astype(np.uint8)
+    drawn = (smallest ^ (smallest >> np.uint64(32))) * _MIX
+    drawn = (drawn ^ (drawn >> np.uint64(29))) * _MIX
+    sides = np.where(drawn < np.uint64(min(heldout, 1.0) * float(2**64 - 2**11)), HELDOUT, TRAIN).astype(np.uint8)
     given = np.zeros(len(keys), np.uint8)
     np.maximum.at(given, groups, fixed)
     sides = np.where(given != UNDECIDED, given, sides)[groups]

@@ -20,7 +20,7 @@ from apar.data.build import BuildOptions, build, malformed_lines, report_lines
 from apar.data.forks import ForkOptions
 from apar.data.formats import MalformedRecord, answers
 from apar.data.inputs import UnreadableInput, read_batches
-from apar.data.splits import near_duplicates, normalized_words, signature
+from apar.data.splits import HELDOUT, choose_sides, near_duplicates, normalized_words, signature
 
 from tests.apar.data.markdown import SHARED, chat_records, needs_shared_data
 
@@ -434,6 +434,23 @@ def test_near_duplicates_and_turns_of_a_conversation_share_a_side(tmp_path) -> N
     assert {"train"} in sides.values()
     assert {"heldout"} in sides.values()
     assert (report.prompts, report.groups) == (300, 150)
+
+
+@pytest.mark.parametrize("size", [1, 10, 41])
+def test_as_many_prompts_are_held_out_where_many_are_alike(size: int) -> None:
+    keys = np.random.default_rng(0).integers(0, 2**64, 3000 * size, dtype=np.uint64)
+    groups = np.repeat(np.arange(0, len(keys), size, dtype=np.int32), size)
+    undecided = np.zeros(len(keys), np.uint8)
+    assert 0.08 < (choose_sides(keys, groups, undecided, 0.1) == HELDOUT).mean() < 0.12
+    for share in (0, 1):
+        assert (choose_sides(keys, groups, undecided, share) == HELDOUT).mean() == share
+
+
+def test_words_where_none_are_spaced() -> None:
+    assert normalized_words("Größe 12, 如何、ひら。한국어 x") == ["größe", "12", "如", "何", "ひ", "ら", "한국어", "x"]
+    prompt = "请用三句话解释一下为什么天空在白天看起来是蓝色的而在傍晚看起来是红色的并且举一个日常生活中的例子"
+    signatures = np.stack([signature(normalized_words(text)) for text in (prompt, prompt.replace("三", "五"))])
+    assert len(set(near_duplicates(signatures, 0.7).tolist())) == 1
 
 
 def test_prompts_that_differ_are_not_taken_for_duplicates() -> None:
