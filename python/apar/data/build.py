@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures.process
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -161,73 +162,90 @@ def _first_pass(
     inputs: list[str], out: Path, options: BuildOptions, folder: Path, report: BuildReport, progress: bool | None
 ) -> str | None:
     """Cuts all answers. Returns what is wrong where an input gives nothing: then it stops behind that input."""
+    kept = [str(out)] if options.append and out.exists() else []
+    total = input_bytes([*kept, *inputs])
     converting = ConvertOptions(options.forks, options.last_only, options.seed, options.source)
-    known = np.zeros(0, np.uint64)
-    names = [str(out)] if options.append and out.exists() else []
     with (
-        open(folder / "lines", "wb") as lines,
-        open(folder / "index", "wb") as index,
-        open(folder / "signatures", "wb") as signatures,
-        open(folder / "malformed", "wb") as malformed,
+        _Workers(options.workers, total, converting) as workers,
+        tqdm(
+            total=total or None,
+            unit="B",
+            unit_scale=True,
+            disable=not (sys.stderr.isatty() if progress is None else progress),
+            leave=False,
+        ) as bar,
+        _Trees(folder) as trees,
     ):
-
-        def store(converted: Converted, fresh: bool) -> None:
-            chosen = converted.index
-            kept_lines, kept_signatures = converted.lines, converted.signatures
-            if fresh and len(known):
-                new = ~np.isin(chosen["record"], known)
-                report.known += int((~new).sum())
-                kept_lines = [line for line, is_new in zip(kept_lines, new, strict=True) if is_new]
-                chosen, kept_signatures = chosen[new], kept_signatures[new]
-            lines.writelines(kept_lines)
-            index.write(chosen.tobytes())
-            signatures.write(kept_signatures.tobytes())
-
+        finished = 0
         # Trees that are there come first, so that what is new can be compared with them.
-        for name in names:
-            for batch in read_batches(name):
-                converted = keep(batch, converting)
-                report.kept += len(converted.lines)
-                store(converted, False)
-        index.flush()
-        known = np.unique(np.fromfile(folder / "index", INDEX)["record"])
-        total = input_bytes(inputs)
-        # The processes are made before the bar, which starts a thread.
-        with (
-            _Workers(options.workers, total, converting) as workers,
-            tqdm(
-                total=total or None,
-                unit="B",
-                unit_scale=True,
-                disable=not (sys.stderr.isatty() if progress is None else progress),
-                leave=False,
-            ) as bar,
-        ):
-            finished = 0
-            for name in inputs:
-                size = input_bytes([name])
-                read_before, used_before = report.records, report.records - report.malformed
-                for batch, converted in workers.map(read_batches(name)):
-                    report.records += converted.records
-                    report.answers += len(converted.lines)
-                    report.malformed += len(converted.malformed)
-                    if options.strict and converted.malformed:
-                        line, reason = converted.malformed[0]
-                        raise ValueError(f"{batch.path}, line {line}: {reason}")
-                    for line, reason in converted.malformed:
-                        malformed.write(json_line({"file": batch.path, "line": line, "reason": reason}))
-                    store(converted, True)
-                    bar.update(finished + min(batch.done, size) - bar.n)
-                    bar.set_postfix_str(f"{report.answers:,} answers", refresh=False)
-                finished += size
-                if report.records - report.malformed == used_before:
-                    read = report.records - read_before
-                    return f"none of the {read:,} records of {name} can be used" if read else f"{name} has no records"
+        for name in kept:
+            for batch, converted in workers.map(keep, read_batches(name)):
+                report.kept += trees.add(converted)
+                bar.update(finished + batch.done - bar.n)
+            finished += input_bytes([name])
+        trees.know_these()
+        for name in inputs:
+            size = input_bytes([name])
+            read_before, used_before = report.records, report.records - report.malformed
+            for batch, converted in workers.map(convert, read_batches(name)):
+                if options.strict and converted.malformed:
+                    line, reason = converted.malformed[0]
+                    raise ValueError(f"{batch.path}, line {line}: {reason}")
+                trees.list_malformed(batch, converted)
+                report.records += converted.records
+                report.answers += len(converted.lines)
+                report.malformed += len(converted.malformed)
+                report.known += len(converted.lines) - trees.add(converted)
+                bar.update(finished + min(batch.done, size) - bar.n)
+                bar.set_postfix_str(f"{report.answers:,} answers", refresh=False)
+            finished += size
+            if report.records - report.malformed == used_before:
+                read = report.records - read_before
+                return f"none of the {read:,} records of {name} can be used" if read else f"{name} has no records"
     return None
 
 
+class _Trees:
+    """The files of the first pass: lines, index and signatures of the trees, and what is malformed."""
+
+    def __init__(self, folder: Path) -> None:
+        self._files = contextlib.ExitStack()
+        self._lines, self._index, self._signatures, self._malformed = (
+            self._files.enter_context(open(folder / name, "wb"))
+            for name in ("lines", "index", "signatures", "malformed")
+        )
+        self._known = np.zeros(0, np.uint64)
+
+    def __enter__(self) -> _Trees:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._files.close()
+
+    def add(self, converted: Converted) -> int:
+        """Adds the trees that are not known already. Returns their number."""
+        lines, index, signatures = converted.lines, converted.index, converted.signatures
+        if len(self._known):
+            new = self._known[np.searchsorted(self._known[:-1], index["record"])] != index["record"]
+            lines = [line for line, is_new in zip(lines, new, strict=True) if is_new]
+            index, signatures = index[new], signatures[new]
+        self._lines.writelines(lines)
+        self._index.write(index.tobytes())
+        self._signatures.write(signatures.tobytes())
+        return len(lines)
+
+    def know_these(self) -> None:
+        """From now on what has been added is known."""
+        self._index.flush()
+        self._known = np.unique(np.fromfile(self._index.name, INDEX)["record"])
+
+    def list_malformed(self, batch: Batch, converted: Converted) -> None:
+        for line, reason in converted.malformed:
+            self._malformed.write(json_line({"file": batch.path, "line": line, "reason": reason}))
+
+
 class _Workers:
-    """Converts batches in order, in processes where there is enough to do."""
+    """Works on batches in order, in processes where there is enough to do."""
 
     def __init__(self, workers: int | None, total_bytes: int, options: ConvertOptions) -> None:
         count = workers or len(os.sched_getaffinity(0))
@@ -235,21 +253,25 @@ class _Workers:
         self._count = count
         self._pool = None
         if count > 1 and (total_bytes == 0 or total_bytes > _SMALL_INPUT_BYTES):
-            # By fork: fresh processes would have to import everything first.
+            # By fork: fresh processes would have to import everything first. They are made with the first call, so
+            # one is made here, before there are threads (the bar has one).
             self._pool = concurrent.futures.ProcessPoolExecutor(
                 count, multiprocessing.get_context("fork"), _start_worker
             )
+            self._pool.submit(int)
 
-    def map(self, batches: Iterator[Batch]) -> Iterator[tuple[Batch, Converted]]:
+    def map(
+        self, work: Callable[[Batch, ConvertOptions], Converted], batches: Iterator[Batch]
+    ) -> Iterator[tuple[Batch, Converted]]:
         """(batch, what became of it), reading ahead as far as the processes need."""
         if self._pool is None:
             for batch in batches:
-                yield batch, convert(batch, self._options)
+                yield batch, work(batch, self._options)
             return
         pending: collections.deque[tuple[Batch, concurrent.futures.Future[Converted]]] = collections.deque()
         try:
             for batch in batches:
-                pending.append((batch, self._pool.submit(convert, batch, self._options)))
+                pending.append((batch, self._pool.submit(work, batch, self._options)))
                 if len(pending) > 2 * self._count:
                     yield _result(pending)
             while pending:

@@ -17,7 +17,7 @@ CONVERSATION_KEYS = ("messages", "conversations", "conversation")
 _PROMPT_KEYS = ("prompt", "instruction", "question")
 _ANSWER_KEYS = ("response", "output", "completion", "answer")
 _CONTEXT_KEYS = ("input", "context")
-_USED = {*CONVERSATION_KEYS, *_CONTEXT_KEYS, "system", "tree", "split", *_PROMPT_KEYS, *_ANSWER_KEYS}
+_USED = {*CONVERSATION_KEYS, "system", "tree", "split", *_PROMPT_KEYS, *_ANSWER_KEYS}
 
 
 class MalformedRecord(ValueError):
@@ -45,7 +45,7 @@ def answers(record: Any, *, last_only: bool = False) -> list[Answer]:
     """
     if not isinstance(record, dict):
         raise MalformedRecord(f"expected an object, got {type(record).__name__}")
-    if isinstance(record.get("tree"), list):
+    if is_tree_record(record):
         raise MalformedRecord("it is a tree already; what OUT holds is kept with --append")
     extra = {key: value for key, value in record.items() if key not in _USED and _is_plain(value)}
     for key in CONVERSATION_KEYS:
@@ -53,10 +53,15 @@ def answers(record: Any, *, last_only: bool = False) -> list[Answer]:
             found = _turns(_messages(record[key], key, record.get("system")), extra)
             break
     else:
-        found = [_pair(record, extra)]
+        found = [_pair(record, {key: value for key, value in extra.items() if key not in _CONTEXT_KEYS})]
     if not found:
         raise MalformedRecord("there is no answer of the assistant")
     return found[-1:] if last_only else found
+
+
+def is_tree_record(record: dict[str, Any]) -> bool:
+    """Whether a record is one of ``apar data``; tables with the columns of several forms have null as ``tree``."""
+    return isinstance(record.get("tree"), list)
 
 
 def _turns(messages: list[Message], extra: dict[str, Any]) -> list[Answer]:
@@ -128,17 +133,14 @@ def _pair(record: dict[str, Any], extra: dict[str, Any]) -> Answer:
     text = _text(record[answer_key], answer_key)
     if not text.strip():
         raise MalformedRecord(f"{answer_key}: the answer is empty")
-    if isinstance(record[prompt_key], list):
-        return Answer(_messages(record[prompt_key], prompt_key, record.get("system")), text, extra)
-    prompt = _text(record[prompt_key], prompt_key)
-    for key in _CONTEXT_KEYS:
-        if record.get(key):
-            prompt += "\n\n" + _text(record[key], key)
-    if not prompt.strip():
+    asked = record[prompt_key]
+    if not isinstance(asked, list):
+        asked = [{"role": "user", "content": _text(asked, prompt_key)}]
+    messages = _messages(asked, prompt_key, record.get("system"))
+    last = next((message for message in reversed(messages) if message["role"] == "user"), messages[-1])
+    last["content"] += "".join("\n\n" + _text(record[key], key) for key in _CONTEXT_KEYS if record.get(key))
+    if not last["content"].strip():
         raise MalformedRecord(f"{prompt_key}: the prompt is empty")
-    messages = [{"role": "user", "content": prompt}]
-    if isinstance(record.get("system"), str) and record["system"]:
-        messages.insert(0, {"role": "system", "content": record["system"]})
     return Answer(messages, text, extra)
 
 

@@ -19,7 +19,8 @@ from typing import Any, BinaryIO
 
 HUB = "hub:"
 _BATCH_BYTES = 1 << 20
-_LARGEST_RECORD = 1 << 28  # characters of one element of an array
+_LARGEST_RECORD = 1 << 28
+"""Bytes of a line, characters of an element of an array: more than that is no record of a chat."""
 _SPACE = re.compile(r"[\s,]*")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -114,13 +115,25 @@ def _is_spread_over_lines(head: bytes) -> bool:
 
 def _line_batches(file: Any, raw: BinaryIO, source: str, path: str) -> Iterator[Batch]:
     number = 1
-    while lines := file.readlines(_BATCH_BYTES):
+    while lines := _some_lines(file):
+        if len(lines[-1]) > _LARGEST_RECORD:
+            where = f"{path}, line {number + len(lines) - 1}"
+            raise UnreadableInput(f"{where}: longer than {_LARGEST_RECORD >> 20} MB, expected one record a line")
         if number == 1:
             lines[0] = lines[0].removeprefix(_BYTE_ORDER_MARK)
         filled = [(place, line) for place, line in enumerate(lines, number) if line and not line.isspace()]
         if filled:
             yield Batch(source, path, [place for place, _ in filled], [line for _, line in filled], _position(raw))
         number += len(lines)
+
+
+def _some_lines(file: Any) -> list[bytes]:
+    """About a megabyte of lines; the last one is cut behind ``_LARGEST_RECORD``."""
+    lines, size = [], 0
+    while size < _BATCH_BYTES and (line := file.readline(_LARGEST_RECORD + 1)):
+        lines.append(line)
+        size += len(line)
+    return lines
 
 
 def _batched(
@@ -175,7 +188,10 @@ def _array_elements(path: str, file: Any) -> Iterator[tuple[int, bytes]]:
                     continue
             except json.JSONDecodeError as error:
                 unfinished = error.msg.startswith("Unterminated string") or error.pos >= len(buffer) - 8
-                if at_end or not unfinished or len(buffer) - place > _LARGEST_RECORD:
+                if unfinished and not at_end and len(buffer) - place > _LARGEST_RECORD:
+                    what = f"a record of more than {_LARGEST_RECORD >> 20} million characters"
+                    raise UnreadableInput(f"{path}, line {line}: {what}") from error
+                if at_end or not unfinished:
                     broken = line + buffer.count("\n", place, error.pos)
                     what = "it breaks off" if at_end and unfinished else "broken JSON"
                     raise UnreadableInput(f"{path}, line {broken}: {what} ({error.msg})") from error

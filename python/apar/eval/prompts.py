@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from apar.data.formats import CONVERSATION_KEYS, MalformedRecord, answers, role_of
+from apar.data.formats import CONVERSATION_KEYS, MalformedRecord, answers, is_tree_record, role_of
 from apar.data.inputs import read_batches, source_name
 from apar.data.records import Message, TreeRecord
 from apar.prompts import is_whole_text
@@ -46,6 +46,8 @@ def read_prompts(path: str | os.PathLike[str], split: str | None = None) -> Iter
                 prompt = _prompt(json.loads(record), source_name(path))
             except ValueError as error:
                 raise ValueError(f"{path}, line {line}: {error}") from error
+            except RecursionError as error:
+                raise ValueError(f"{path}, line {line}: the JSON is nested too deeply") from error
             if split is None or prompt.record is None or prompt.record.split == split:
                 yield prompt
 
@@ -54,7 +56,7 @@ def _prompt(row: Any, name: str) -> EvalPrompt:
     if not isinstance(row, dict):
         raise ValueError(f"expected an object, got {row!r:.60}")
     category = str(row.get("category") or row.get("kind") or row.get("source") or row.get("dataset") or name)
-    if "tree" in row:
+    if is_tree_record(row):
         record = TreeRecord.from_dict(row)
         return EvalPrompt(_checked(record.messages), category, record)
     if isinstance(row.get("turns"), list) and row["turns"] and isinstance(row["turns"][0], str):

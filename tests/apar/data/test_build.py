@@ -55,6 +55,8 @@ USER, BOT = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": 
         ({"prompt": "Hi", "response": "Hello", "id": 3, "tags": []}, [(1, "Hello")]),
         ({"instruction": "Hi", "input": "you", "output": "Hello"}, [(1, "Hello")]),
         ({"instruction": "Hi", "context": "you", "response": "Hello"}, [(1, "Hello")]),
+        ({"prompt": [USER, BOT, USER], "context": "you", "response": "Hello"}, [(3, "Hello")]),
+        ({"prompt": "Hi", "response": "Hello", "tree": "oak"}, [(1, "Hello")]),
         ({"instruction": "Hi", "input": "", "output": "Hello", "system": "Be kind."}, [(2, "Hello")]),
         ({"prompt": [USER], "completion": "Hello"}, [(1, "Hello")]),
         ({"prompt": "Hi", "response": ["Hel", "lo"]}, [(1, "Hello")]),
@@ -79,6 +81,11 @@ def test_formats(record: dict, expected: list) -> None:
     )
     assert found[0].extra == ({"id": 3} if "id" in record else {})
     assert answers(record, last_only=True) == found[-1:]
+
+
+def test_what_is_no_part_of_a_conversation_is_kept() -> None:
+    [found] = answers({"messages": [USER, BOT], "context": "c", "input": "i", "system": None})
+    assert (found.messages, found.extra) == ([USER], {"context": "c", "input": "i"})
 
 
 @pytest.mark.parametrize(
@@ -337,6 +344,18 @@ def test_a_record_that_cannot_be_cut_is_left_out(tmp_path, monkeypatch, fault) -
     assert "in.jsonl, line 2: a fault of the rules: " in malformed_lines(report)
     with pytest.raises(ValueError, match=r"in.jsonl, line 2: a fault of the rules: "):
         build([path], tmp_path / "out", BuildOptions(strict=True))
+
+
+@pytest.mark.parametrize(("form", "message"), [("lines", "line 2: longer than 0 MB"), ("array", "line 1: a record of")])
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_a_record_without_an_end_is_not_read_whole(tmp_path, monkeypatch, form, message, ending) -> None:
+    monkeypatch.setattr(inputs_module, "_LARGEST_RECORD", 4000)
+    monkeypatch.setattr(inputs_module, "_BATCH_BYTES", 100)
+    records = [{"prompt": "a", "response": "b" * size} for size in (3900, 20_000)]
+    path = write(tmp_path / f"in.jsonl{ending}", records, form)
+    with pytest.raises(UnreadableInput, match=message):
+        list(read_batches(path))
+    assert len(list(read_batches(write(tmp_path / "one.jsonl", records[:1], form)))) == 1
 
 
 def test_links_and_devices_stay(tmp_path) -> None:
