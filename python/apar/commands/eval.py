@@ -10,9 +10,8 @@ import json
 import time
 from typing import Any
 
-from apar.commands.shared import add_model_options, integer, load_model
+from apar.commands.shared import add_model_options, add_step_options, integer, load_model
 from apar.files import check_output, written_whole
-from apar.page_sizes import DEFAULT_PAGE_SIZE, PAGE_SIZES
 from apar.pictures import check_picture
 
 SAVED_EVERY_SECONDS = 60
@@ -55,17 +54,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--max-depth", type=integer(1), metavar="N", help="levels of branches, the trunk counted (the model's, or 2)"
     )
-    parser.add_argument(
-        "--max-live-branches", type=integer(1), default=16, metavar="N", help="branches of a prompt at once (16)"
-    )
-    parser.add_argument(
-        "--page-size",
-        type=int,
-        choices=PAGE_SIZES,
-        default=DEFAULT_PAGE_SIZE,
-        metavar="N",
-        help=f"tokens per KV page ({DEFAULT_PAGE_SIZE})",
-    )
+    add_step_options(parser)
     parser.add_argument(
         "--at-once", type=integer(1), default=1, metavar="N", help="prompts decoded together (1: its own time each)"
     )
@@ -95,9 +84,7 @@ def _eval(options: argparse.Namespace) -> int:
         at_once=options.at_once,
     )
     model = load_model(options)
-    base = None
-    if options.base is not None:
-        base = load_model(argparse.Namespace(**{**vars(options), "model": options.base}))
+    base = None if options.base is None else load_model(options, options.base)
     results = _Results(options)
     try:
         evaluate(
@@ -157,7 +144,7 @@ class _Results:
         if self._report is None:
             return
         try:  # one of the two may fail: a pipe that is closed, a disk that is full
-            print(json.dumps(self._report.to_dict()) if self._options.json else table(self._report), flush=True)
+            print(json.dumps(self._numbers()) if self._options.json else table(self._report), flush=True)
         finally:
             self._save()
         if self._options.plot is not None:
@@ -168,6 +155,9 @@ class _Results:
 
         if self._options.out is None:
             return
-        given = {name: value for name, value in vars(self._options).items() if name not in ("command", "json", "plot")}
         with written_whole(self._options.out) as file:
-            file.write(json_line({"options": given, **self._report.to_dict(texts=True)}))
+            file.write(json_line(self._numbers(texts=True)))
+
+    def _numbers(self, *, texts: bool = False) -> dict[str, Any]:
+        given = {name: value for name, value in vars(self._options).items() if name not in ("command", "json", "plot")}
+        return {"options": given, **self._report.to_dict(texts=texts)}

@@ -20,6 +20,13 @@ def add_model_options(parser: argparse.ArgumentParser, *, default: str) -> None:
 
 
 def add_room_options(parser: Any) -> None:
+    add_step_options(parser)
+    parser.add_argument(
+        "--max-pages", type=integer(1), metavar="N", help="KV pages (default: what the prompts could need)"
+    )
+
+
+def add_step_options(parser: Any) -> None:
     parser.add_argument(
         "--max-live-branches", type=integer(1), default=16, metavar="N", help="branches of a prompt at once (16)"
     )
@@ -30,9 +37,6 @@ def add_room_options(parser: Any) -> None:
         default=DEFAULT_PAGE_SIZE,
         metavar="N",
         help=f"tokens per KV page (default {DEFAULT_PAGE_SIZE})",
-    )
-    parser.add_argument(
-        "--max-pages", type=integer(1), metavar="N", help="KV pages (default: what the prompts could need)"
     )
 
 
@@ -51,7 +55,8 @@ def integer(minimum: int) -> Callable[[str], int]:
     return parse
 
 
-def load_model(options: argparse.Namespace) -> tuple[Any, Any]:
+def load_model(options: argparse.Namespace, path: str | None = None) -> tuple[Any, Any]:
+    """The model of ``add_model_options``, or another one at ``path``, in its dtype and on its device."""
     from transformers.utils import logging
 
     from apar.loading import DEFAULT_MODEL, load
@@ -59,7 +64,7 @@ def load_model(options: argparse.Namespace) -> tuple[Any, Any]:
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     return load(
-        options.model or DEFAULT_MODEL,
+        path or options.model or DEFAULT_MODEL,
         dtype=None if options.dtype is None else dtype_named(options.dtype),
         device=options.device,
     )

@@ -78,7 +78,8 @@ _DIGITS = re.compile(r"\w+")
 _FENCE = re.compile(r"`{3,}|~{3,}")
 _HTML_BLOCK = re.compile(r"[ ]{0,3}<(pre|table|blockquote|script|style)\b", re.IGNORECASE)
 _HTML_END = re.compile(r"</(?:pre|table|blockquote|script|style)>", re.IGNORECASE)
-_MATH = (("$$", "$$"), ("\\[", "\\]"), ("\\begin{", "\\end{"))
+_BEGIN, _END = "\\begin{", "\\end{"
+_MATH = (("$$", "$$"), ("\\[", "\\]"), (_BEGIN, _END))
 _ROMAN = {"i": 1, "v": 5, "x": 10}
 _CLOSING = re.compile(
     r"(?:\*\*)?(?:In conclusion|In summary|In short|Overall|To summari[sz]e|To conclude|By (?:following|using|taking|"
@@ -112,6 +113,7 @@ class _WholeBlocks:
         self._lines = lines  # those before the one that is shown
         self._fence = ""  # closes the code that is being read
         self._closes = ""  # closes the formula or the HTML that is being read
+        self._environments = 0  # of LaTeX that are open: they nest
         self._quoted = self._in_list = False
         self._tables = "|" in text
         self._formulas = "$$" in text or "\\[" in text or "\\begin{" in text
@@ -125,7 +127,7 @@ class _WholeBlocks:
                 self._fence = ""
             line.kind = "whole"
         elif self._closes:
-            if self._closes in raw.lower():
+            if self._is_closed_by(raw.lower()):
                 self._closes = ""
             line.kind = "whole"
         elif line.kind == "fence":
@@ -150,6 +152,7 @@ class _WholeBlocks:
             for opens, closes in _MATH:
                 if _is_left_open(raw, opens, closes):
                     self._closes, line.kind = closes, "whole"
+                    self._environments = max(1, raw.count(opens) - raw.count(closes)) if closes == _END else 0
         if self._html_ends and line.kind == "text" and (tag := _HTML_BLOCK.match(raw)):
             closes = f"</{tag[1].lower()}>"
             if closes not in raw.lower() and self._html_ends.get(closes, -1) > line.end:
@@ -161,6 +164,12 @@ class _WholeBlocks:
                 self._fence = fence[0]  # the item begins with code
         elif line.kind == "heading" or (line.kind == "text" and not line.indent and _is_blank(last)):
             self._in_list = False
+
+    def _is_closed_by(self, raw: str) -> bool:
+        if self._closes != _END:
+            return self._closes in raw
+        self._environments += raw.count(_BEGIN) - raw.count(_END)
+        return self._environments <= 0
 
     def _mark_table(self, line: _Line, raw: str, last: _Line) -> None:
         if last.kind == "text" and _TABLE_RULE.match(raw):

@@ -2,6 +2,6 @@
 
 from apar.eval.prompts import EvalPrompt, read_prompts
 from apar.eval.report import EvalReport
-from apar.eval.run import evaluate
+from apar.eval.run import EvalOptions, evaluate
 
-__all__ = ["EvalPrompt", "EvalReport", "evaluate", "read_prompts"]
+__all__ = ["EvalOptions", "EvalPrompt", "EvalReport", "evaluate", "read_prompts"]

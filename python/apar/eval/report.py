@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from apar.data.synth.check import AnswerCheck
+from apar.data.synth.check import AnswerCheck, summarize
 from apar.eval.prompts import EvalPrompt
 from apar.pictures import new_figure, save_png
 
@@ -65,9 +65,8 @@ class EvalReport:
         """Of the answers of a way of decoding, or of one category of them:
 
         prompts, steps, tokens, seconds, decode_seconds, pages_read (sums), pages_held (mean), fork_rate (share that
-        forks), forks (mean of those), complete (share). With right answers, as shares: exact (whole answers), details,
-        fork_recall (of the forks of the right answers), extra_forks (per answer), forked_wrongly (of the answers that
-        must not fork).
+        forks), forks (mean of those), complete (share). With right answers also what ``summarize`` of
+        `apar.data.synth` finds: details_right, answers_right, forked_where_expected, forked_where_not (shares).
         """
         chosen = self._chosen(way, category)
         forked = [answer.forks for answer in chosen if answer.forks]
@@ -79,17 +78,7 @@ class EvalReport:
         found["forks"] = _mean(forked)
         found["complete"] = _mean(answer.complete for answer in chosen)
         checks = [answer.check for answer in chosen if answer.check is not None]
-        if checks:
-            expected = sum(check.expected_forks for check in checks)
-            single = [check for check in checks if not check.expected_forks]
-            found["exact"] = _mean(check.exact for check in checks)
-            found["details"] = sum(check.num_right for check in checks) / sum(len(check.details) for check in checks)
-            if expected:
-                found["fork_recall"] = sum(check.forks for check in checks) / expected
-            found["extra_forks"] = _mean(check.extra_forks for check in checks)
-            if single:
-                found["forked_wrongly"] = _mean(check.extra_forks > 0 for check in single)
-        return found
+        return found | summarize(checks) if checks else found
 
     def agreement(self, way: str, other: str, category: str | None = None) -> dict[str, float]:
         """Of two ways: the share of equal texts, and the mean similarity of their words (0 to 1)."""
@@ -155,11 +144,12 @@ _ROWS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("answers that fork", "fork_rate", lambda value: f"{value:.1%}"),
     ("forks of those", "forks", lambda value: f"{value:.1f}"),
     ("answers that end", "complete", lambda value: f"{value:.1%}"),
-    ("answers exactly right", "exact", lambda value: f"{value:.1%}"),
-    ("details exactly right", "details", lambda value: f"{value:.2%}"),
-    ("forks where they should be", "fork_recall", lambda value: f"{value:.2%}"),
-    ("forks where none should be", "forked_wrongly", lambda value: f"{value:.2%}"),
+    ("answers exactly right", "answers_right", lambda value: f"{value:.1%}"),
+    ("details exactly right", "details_right", lambda value: f"{value:.2%}"),
+    ("forks where they should be", "forked_where_expected", lambda value: f"{value:.2%}"),
+    ("forks where none should be", "forked_where_not", lambda value: f"{value:.2%}"),
 )
+_RIGHT = ("details_right", "answers_right")
 
 
 def table(report: EvalReport) -> str:
@@ -175,25 +165,25 @@ def table(report: EvalReport) -> str:
         same, ratios = report.agreement(way, PARALLEL), report.ratios(way)
         lines += [
             "",
-            f"{PARALLEL} against {way}: {ratios['steps']:.2f}x fewer steps, {ratios['decode_seconds']:.2f}x faster, "
+            f"{PARALLEL} against {way}: {ratios['steps']:.2f}x fewer steps, {ratios['seconds']:.2f}x faster, "
             f"{ratios['pages_read']:.2f}x fewer pages read;",
             f"{same['same_text']:.1%} of the texts are the same, words agree to {same['similarity']:.1%}",
         ]
     names = report.categories
     if len(names) > 1:
         width = max(12, *map(len, names)) + 2
-        checked = any("exact" in summary for summary in summaries.values())
+        checked = any("answers_right" in summary for summary in summaries.values())
         lines += [
             "",
             f"{'category':<{width}}{'prompts':>8}{'fork':>7}{'steps':>8}{'time':>8}{'pages read':>12}"
-            + f"{'details':>9}{'exact':>9}" * checked,
+            + f"{'details':>9}{'answers':>9}" * checked,
         ]
         for name in names:
             summary, ratios = report.summary(PARALLEL, name), report.ratios(SEQUENTIAL, name)
-            right = [f"{summary[key]:>9.1%}" if key in summary else " " * 9 for key in ("details", "exact") * checked]
+            right = [f"{summary[key]:>9.1%}" if key in summary else " " * 9 for key in _RIGHT] if checked else []
             lines.append(
                 f"{name:<{width}}{summary['prompts']:>8}{summary['fork_rate']:>7.0%}{ratios['steps']:>7.2f}x"
-                f"{ratios['decode_seconds']:>7.2f}x{ratios['pages_read']:>11.2f}x{''.join(right)}"
+                f"{ratios['seconds']:>7.2f}x{ratios['pages_read']:>11.2f}x{''.join(right)}"
             )
         lines.append(f"(fork rate of {PARALLEL}; ratios of {SEQUENTIAL} to it)")
     return "\n".join(lines)
@@ -226,7 +216,7 @@ def draw(report: EvalReport, path: str) -> None:
     axes[0].set_yticks(list(places), names)
     axes[0].set(title="answers that fork", xlim=(0, 1))
     for axis, title, shown in (
-        (axes[1], f"{SEQUENTIAL} / {PARALLEL}", (("steps", "steps"), ("time", "decode_seconds"))),
+        (axes[1], f"{SEQUENTIAL} / {PARALLEL}", (("steps", "steps"), ("time", "seconds"))),
         (axes[2], f"{SEQUENTIAL} / {PARALLEL}", (("KV pages read", "pages_read"), ("KV pages held", "pages_held"))),
     ):
         for number, (label, key) in enumerate(shown):
@@ -237,13 +227,13 @@ def draw(report: EvalReport, path: str) -> None:
         axis.set(title=title)
         axis.legend(**_BELOW)
     right = {way: report.summary(way) for way in report.answers}
-    if all("details" in summary for summary in right.values()):
-        for number, key in enumerate(("details", "exact")):
+    if all("details_right" in summary for summary in right.values()):
+        for number, (label, key) in enumerate(zip(("details", "answers"), _RIGHT, strict=True)):
             axes[3].bar(
                 [place + 0.4 * number for place in range(len(right))],
                 [one[key] for one in right.values()],
                 0.38,
-                label=key,
+                label=label,
             )
         axes[3].set_xticks([place + 0.2 for place in range(len(right))], list(right))
         axes[3].set(title="exactly right", ylim=(0, 1))

@@ -121,6 +121,8 @@ def test_a_new_count_is_a_new_list() -> None:
         "$$\n{}\n$$",
         "\\[\n{}\n\\]",
         "\\begin{{align}}\n{}\n\\end{{align}}",
+        "\\begin{{align}}\n\\begin{{aligned}}\nx\n\\end{{aligned}}\n{}\n\\end{{align}}",
+        "\\begin{{align}}\\begin{{aligned}}\nx\n\\end{{aligned}}\n{}\n\\end{{align*}}",
     ],
 )
 def test_code_and_formulas_are_never_cut(block: str) -> None:

@@ -57,13 +57,13 @@ def test_what_was_learned_is_found_right_and_cheaper(tuned: Path, plain: Path) -
     assert list(report.answers) == [PARALLEL, SEQUENTIAL, BASE]
     for way in (PARALLEL, SEQUENTIAL):
         found = report.summary(way)
-        assert found["exact"] == found["fork_recall"] == found["complete"] == 1.0
-        assert found["details"] == 3 / 4, "the checker wants whole lines, and one detail here ends within a line"
-        assert found["extra_forks"] == found["forked_wrongly"] == 0
+        assert found["answers_right"] == found["details_right"] == found["forked_where_expected"] == 1.0
+        assert found["complete"] == 1.0
+        assert found["extra_forks"] == found["forked_where_not"] == 0
         assert found["fork_rate"] == pytest.approx(2 / 3)
         assert found["forks"] == pytest.approx((3 + 1) / 2)
     base = report.summary(BASE)
-    assert base["exact"] == base["fork_rate"] == base["fork_recall"] == 0.0
+    assert base["answers_right"] == base["fork_rate"] == base["forked_where_expected"] == 0.0
     assert report.agreement(SEQUENTIAL, PARALLEL) == {"same_text": 1.0, "similarity": 1.0}
     assert report.agreement(BASE, PARALLEL)["similarity"] < 0.5
     one, two = report.summary(PARALLEL, "Tips?"), report.summary(SEQUENTIAL, "Tips?")
@@ -96,10 +96,10 @@ def test_wrong_answers_are_counted(tuned: Path) -> None:
     changed[1].record.tree = ParagraphTree.from_dict([{"text": "No:", "detail": [{"text": " never."}]}, {"text": ""}])
     changed[2].record.tree = ParagraphTree.from_dict([{"text": "It jumps: over the fox."}])
     found = evaluate(*apar.load(tuned), changed, checker=check_answer, options=OPTIONS).summary(PARALLEL)
-    assert found["exact"] == pytest.approx(1 / 3), "the third has the right text, written with a branch too many"
-    assert found["details"] == pytest.approx(1 / 4)
-    assert found["fork_recall"] == pytest.approx(3 / 4)
-    assert found["forked_wrongly"] == 1.0
+    assert found["answers_right"] == pytest.approx(1 / 3), "the third has the right text, with a branch too many"
+    assert found["details_right"] == pytest.approx(2 / 4)
+    assert found["forked_where_expected"] == pytest.approx(3 / 4)
+    assert found["forked_where_not"] == 1.0
 
 
 def test_prompts_decoded_together_say_the_same(tuned: Path) -> None:
@@ -109,7 +109,7 @@ def test_prompts_decoded_together_say_the_same(tuned: Path) -> None:
     texts = [[answer.text for answer in report.answers[PARALLEL]] for report in (one, together)]
     assert texts[0] == texts[1]
     assert one.summary(PARALLEL)["steps"] == together.summary(PARALLEL)["steps"]
-    assert "exact" not in one.summary(PARALLEL)
+    assert "answers_right" not in one.summary(PARALLEL)
 
 
 def test_times_of_prompts_decoded_together_add_up_to_what_the_clock_says(tuned: Path) -> None:
@@ -176,8 +176,8 @@ def test_the_command(tuned: Path, plain: Path, tmp_path: Path, capsys) -> None:
     assert written["options"]["base"] == str(plain)
     assert main([*common, "--limit", "1", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["prompts"] == 1
-    assert "exact" not in report["ways"]["parallel"]["all"], "only made-up answers are compared unless one asks for it"
+    assert (report["prompts"], report["options"]["limit"]) == (1, 1)
+    assert "answers_right" not in report["ways"]["parallel"]["all"], "only made-up answers are compared unasked"
 
 
 def test_an_interruption_leaves_what_was_answered(tuned: Path, tmp_path: Path, monkeypatch, capsys) -> None:
@@ -305,6 +305,15 @@ def test_the_last_question_of_a_conversation_is_asked(tmp_path: Path) -> None:
     (tmp_path / "set.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     asked = [prompt.messages for prompt in read_prompts(tmp_path / "set.jsonl")]
     assert asked == [[user, answer, user]] * 4 + [[{"role": "system", "content": "Be kind."}, user]] * 2
+
+
+def test_a_table_with_the_columns_of_several_forms(tmp_path: Path) -> None:
+    row = {"prompt": "Why?", "tree": None, "messages": None}
+    (tmp_path / "set.jsonl").write_text(json.dumps(row) + "\n" + "[" * 100_000)
+    prompts = read_prompts(tmp_path / "set.jsonl")
+    assert next(prompts) == EvalPrompt([{"role": "user", "content": "Why?"}], "set")
+    with pytest.raises(ValueError, match=r"set.jsonl, line 2: the JSON is nested too deeply"):
+        next(prompts)
 
 
 def test_half_a_character_is_named(tmp_path: Path) -> None:

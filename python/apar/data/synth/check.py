@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
@@ -72,27 +71,28 @@ def check_answer(record: TreeRecord, answer: str | ParagraphTree) -> AnswerCheck
 
 
 def summarize(checks: Iterable[AnswerCheck]) -> dict[str, int | float]:
-    """Shares over many answers, and the counts they are of.
+    """Shares over many answers, and the counts they are of; a share of nothing is left out.
 
-    details_right: of all details, answers without branches counted as one. answers_exact: of all answers.
-    forked_where_expected: of the branches of the right answers. forked_where_not: answers that fork, of those whose
-    right answer has no branches. extra_forks: a count, of all answers.
+    details_right: of all details, answers without branches counted as one. answers_right: of all answers, the whole
+    text. forked_where_expected: of the branches of the right answers. forked_where_not: answers that fork, of those
+    whose right answer has no branches. extra_forks: a count, of all answers.
     """
     checks = list(checks)
     plain = [check for check in checks if not check.expected_forks]
-    details = sum(len(check.details) for check in checks)
-    places = sum(check.expected_forks for check in checks)
-    return {
+    counts = {
         "answers": len(checks),
-        "details": details,
-        "details_right": _share(sum(check.num_right for check in checks), details),
-        "answers_exact": _share(sum(check.exact for check in checks), len(checks)),
-        "branches": places,
-        "forked_where_expected": _share(sum(check.forks for check in checks), places),
+        "details": sum(len(check.details) for check in checks),
+        "branches": sum(check.expected_forks for check in checks),
         "answers_without_branches": len(plain),
-        "forked_where_not": _share(sum(check.extra_forks > 0 for check in plain), len(plain)),
         "extra_forks": sum(check.extra_forks for check in checks),
     }
+    shares = {
+        "details_right": (sum(check.num_right for check in checks), counts["details"]),
+        "answers_right": (sum(check.exact for check in checks), counts["answers"]),
+        "forked_where_expected": (sum(check.forks for check in checks), counts["branches"]),
+        "forked_where_not": (sum(check.extra_forks > 0 for check in plain), len(plain)),
+    }
+    return counts | {name: part / whole for name, (part, whole) in shares.items() if whole}
 
 
 def _check_details(
@@ -130,10 +130,6 @@ def _sections(sections: Sequence[Sequence[str]], lead: str, others: tuple[str, .
             if line.startswith(lead):
                 ends = (end for end in range(begin + 1, len(lines)) if lines[end].startswith(others))
                 yield lines[begin : next(ends, len(lines))]
-
-
-def _share(part: int, whole: int) -> float:
-    return part / whole if whole else math.nan
 
 
 def _lead(text: str) -> str:

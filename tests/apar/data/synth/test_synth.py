@@ -9,7 +9,7 @@ import re
 import pytest
 from apar.cli import main
 from apar.data import TreeRecord, read_trees
-from apar.data.synth import KINDS, check_answer, synth_records, synth_rows, wordings
+from apar.data.synth import KINDS, check_answer, summarize, synth_records, synth_rows, wordings
 from apar.data.synth.answers import STYLES
 from apar.data.synth.facts import write_facts
 from apar.data.synth.names import draw_names, is_held_out
@@ -214,6 +214,17 @@ def test_the_checker_sees_branches_that_are_missing_or_too_many() -> None:
     found = check_answer(record, more)
     assert (found.forks, found.extra_forks) == (record.num_forks, 1)
     assert not found.exact
+
+
+def test_a_share_of_nothing_is_left_out() -> None:
+    [record] = take(1, seed=3, kinds=["one"])
+    found = summarize([check_answer(record, record.tree)])
+    assert found["details_right"] == found["answers_right"] == 1.0
+    assert found["forked_where_not"] == 0.0
+    assert "forked_where_expected" not in found
+    assert summarize([]) == dict.fromkeys(
+        ("answers", "details", "branches", "answers_without_branches", "extra_forks"), 0
+    )
 
 
 def test_an_answer_without_branches_is_one_detail() -> None:
