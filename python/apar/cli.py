@@ -27,11 +27,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     whoever reads the output went away, as the shell has it for these signals.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if sys.stdout is None:  # the command was started with its output closed
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (as long as the process lives)
     try:
         options = _parser(arguments).parse_args(arguments)
         status = options.command(options)
-        if sys.stdout is not None:
-            sys.stdout.flush()  # here a full disk is still an error that can be told
+        sys.stdout.flush()  # here a full disk is still an error that can be told
         return status
     except BrokenPipeError:
         _let_go_of_output()

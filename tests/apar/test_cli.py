@@ -39,6 +39,13 @@ def saved(tmp_path_factory) -> str:
     return str(folder)
 
 
+@pytest.mark.parametrize("arguments", [["info"], ["data", "synth", "--count", "1"]])
+def test_a_command_that_was_started_with_its_output_closed(arguments: list[str], monkeypatch, capfd) -> None:
+    monkeypatch.setattr(sys, "stdout", None)  # as Python has it then
+    assert main(arguments) == 0
+    assert capfd.readouterr().err == ""
+
+
 def test_generate_prints_the_text_and_nothing_else(saved, capsys) -> None:
     assert main(["generate", "--model", saved, "--raw", "--max-new-tokens", "8", "The dog"]) == 0
     plain = capsys.readouterr()

@@ -95,8 +95,10 @@ class _Slowly:
 def _render(output: Any, report: dict[str, Any], runs: int) -> str:
     import torch
 
+    from apar.live import is_terminal
+
     # A terminal has seen the branches grow.
-    shown = output.text if sys.stdout.isatty() else output.tree.render()
+    shown = output.text if is_terminal(sys.stdout) else output.tree.render()
     rows = [
         ("", "branches in parallel", "one at a time"),
         ("steps", f"{report['steps']}", f"{report['sequential_steps']}"),

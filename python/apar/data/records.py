@@ -41,6 +41,11 @@ class TreeRecord:
     def num_forks(self) -> int:
         return self.tree.num_forks
 
+    def value(self, key: str) -> str | None:
+        """``source``, ``split`` or an extra value as it stands in the file, texts without quotes: "true", "7"."""
+        value = {"source": self.source, "split": self.split, **self.extra}.get(key)
+        return value if value is None or isinstance(value, str) else json.dumps(value)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, the object that stands in a file."""
         known = {"messages": self.messages, "tree": self.tree.to_dict(), "source": self.source, "split": self.split}

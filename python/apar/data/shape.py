@@ -45,31 +45,37 @@ def tree_shape(tree: ParagraphTree, count_tokens: Callable[[str], int] = estimat
     """The shape of a tree. count_tokens: tokens of a text; every piece is counted on its own."""
     begins: list[int] = []
     ends: list[int] = []
-    sizes: list[int] = []
-    pending: list[tuple[ParagraphTree, int]] = [(tree, 0)]
+    parents: list[int] = []
+    pending: list[tuple[ParagraphTree, int, int]] = [(tree, 0, -1)]
     while pending:
-        first, begin = pending.pop()
+        first, begin, parent = pending.pop()
         now = begin
+        found = []
         for node in _branch(first):
             now += count_tokens(node.own) if node.own else 0
             if node.detail is not None:
-                pending.append((node.detail, now))
+                found.append((node.detail, now, len(begins)))
+        pending += reversed(found)  # the first one is next: reading order
         begins.append(begin)
         ends.append(now)
-        sizes.append(now - begin)
-    moments = sorted([(begin, 1) for begin, end in zip(begins, ends, strict=True) if end > begin])
+        parents.append(parent)
+    sizes = [end - begin for begin, end in zip(begins, ends, strict=True)]
+    whole = list(sizes)  # with the details inside: those stand behind the branch that they belong to
+    for branch in range(len(whole) - 1, 0, -1):
+        whole[parents[branch]] += whole[branch]
+    moments = [(begin, 1) for begin, end in zip(begins, ends, strict=True) if end > begin]
     moments += [(end, -1) for begin, end in zip(begins, ends, strict=True) if end > begin]
     width = live = 0
     for _, change in sorted(moments):  # of one moment the ends come first
         live += change
         width = max(width, live)
     return TreeShape(
-        tokens=sum(sizes),
+        tokens=whole[0],
         steps=max(ends),
         forks=len(sizes) - 1,
         width=width,
         depth=tree.depth,
-        details=tuple(_detail_tokens(tree, count_tokens)),
+        details=tuple(whole[1:]),
     )
 
 
@@ -78,9 +84,3 @@ def _branch(first: ParagraphTree) -> Iterator[ParagraphTree]:
     while node is not None:
         yield node
         node = node.next
-
-
-def _detail_tokens(tree: ParagraphTree, count_tokens: Callable[[str], int]) -> Iterator[int]:
-    for node in tree:
-        if node.detail is not None:
-            yield sum(count_tokens(inner.own) for inner in node.detail if inner.own)

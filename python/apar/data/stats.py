@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -13,6 +14,7 @@ from apar.data.shape import TreeShape, estimate_tokens, tree_shape
 from apar.pictures import new_figure, save_png
 
 ALL = "all"
+_OF_A_TREE = ("tokens", "steps", "forks", "width", "depth")
 
 
 @dataclasses.dataclass
@@ -46,28 +48,46 @@ class Summary:
         return {**dataclasses.asdict(self), "forked_share": self.forked_share}
 
 
-@dataclasses.dataclass
 class Shapes:
-    """The shapes of one source's trees, as they were read."""
+    """The shapes of one source's trees, as they were read: columns of numbers, some 40 bytes a tree.
 
-    shapes: list[TreeShape] = dataclasses.field(default_factory=list)
-    heldout: int = 0
+    tokens, steps, forks, width, depth: one value a tree. details: tokens of all details of all trees, in a row.
+    """
+
+    def __init__(self) -> None:
+        self.heldout = 0
+        self._columns = {name: array.array("q") for name in (*_OF_A_TREE, "details")}
+
+    def add(self, shape: TreeShape, is_heldout: bool) -> None:
+        for name in _OF_A_TREE:
+            self._columns[name].append(getattr(shape, name))
+        self._columns["details"].extend(shape.details)
+        self.heldout += is_heldout
+
+    def column(self, name: str) -> np.ndarray:
+        """int64 [trees], or [details]."""
+        return np.array(self._columns[name], np.int64)
+
+    @property
+    def speedup(self) -> np.ndarray:
+        """float64 [trees]: steps of one branch after the other over steps of all at once."""
+        tokens, steps = self.column("tokens"), self.column("steps")
+        return np.where(steps > 0, tokens / np.maximum(steps, 1), 1.0)
 
     def summary(self) -> Summary:
-        forked = [shape for shape in self.shapes if shape.forks]
-        tokens, steps = (sum(getattr(shape, name) for shape in self.shapes) for name in ("tokens", "steps"))
-        depths = np.bincount([shape.depth for shape in self.shapes] or [0])
+        forked = self.column("forks") > 0
+        tokens, steps = (int(self.column(name).sum()) for name in ("tokens", "steps"))
         return Summary(
-            records=len(self.shapes),
+            records=len(forked),
             heldout=self.heldout,
-            forked=len(forked),
+            forked=int(forked.sum()),
             tokens=tokens,
-            children=_spread([shape.forks for shape in forked]),
-            width=_spread([shape.width for shape in forked]),
-            detail_tokens=_spread([size for shape in forked for size in shape.details]),
-            depth={depth: int(count) for depth, count in enumerate(depths) if count and depth},
-            speedup=_spread([shape.speedup for shape in self.shapes]),
-            speedup_of_forked=_spread([shape.speedup for shape in forked]),
+            children=_spread(self.column("forks")[forked]),
+            width=_spread(self.column("width")[forked]),
+            detail_tokens=_spread(self.column("details")),
+            depth={depth: int(count) for depth, count in enumerate(np.bincount(self.column("depth"))) if count},
+            speedup=_spread(self.speedup),
+            speedup_of_forked=_spread(self.speedup[forked]),
             speedup_by_tokens=tokens / steps if steps else 1.0,
         )
 
@@ -83,11 +103,9 @@ def measure(
     found: dict[str, Shapes] = {}
     everything = Shapes()
     for record in records:
-        name = getattr(record, by) if by in ("source", "split") else record.extra.get(by, "")
         shape = tree_shape(record.tree, count_tokens)
-        for shapes in (found.setdefault(str(name), Shapes()), everything):
-            shapes.shapes.append(shape)
-            shapes.heldout += record.split == "heldout"
+        for shapes in (found.setdefault(record.value(by) or "", Shapes()), everything):
+            shapes.add(shape, record.split == "heldout")
     if len(found) != 1:
         if ALL in found:
             found[f"{ALL} ({by})"] = found.pop(ALL)
@@ -121,15 +139,13 @@ def table(summaries: dict[str, Summary]) -> str:
     return "\n".join([*(line.rstrip() for line in lines), "", "mean / median / 90 % quantile; speed-up: ideal steps"])
 
 
-def draw(shapes: dict[str, Shapes], path: str) -> None:
+def draw(shapes: dict[str, Shapes], summaries: dict[str, Summary], path: str) -> None:
     """Distributions as a picture: forked share and speed-up per source; children, width, details, speed-up of all.
 
-    Raises:
-        RuntimeError: matplotlib is not installed.
+    shapes, summaries: by the same names. Raises RuntimeError where matplotlib is not installed.
     """
     everything = shapes.get(ALL) or next(iter(shapes.values()), Shapes())
-    summaries = {name: one.summary() for name, one in shapes.items()}
-    forked = [shape for shape in everything.shapes if shape.forks]
+    forked = everything.column("forks") > 0
     figure = new_figure(13, 7)
     axes = figure.subplots(2, 3).ravel()
     names = list(summaries)
@@ -140,14 +156,14 @@ def draw(shapes: dict[str, Shapes], path: str) -> None:
     for axis in axes[:2]:
         axis.invert_yaxis()
     for axis, title, values in (
-        (axes[2], "ideal speed-up of answers that fork", [shape.speedup for shape in forked]),
-        (axes[3], "details of an answer", [shape.forks for shape in forked]),
-        (axes[4], "branches at once", [shape.width for shape in forked]),
-        (axes[5], "tokens of a detail", [size for shape in forked for size in shape.details]),
+        (axes[2], "ideal speed-up of answers that fork", everything.speedup[forked]),
+        (axes[3], "details of an answer", everything.column("forks")[forked]),
+        (axes[4], "branches at once", everything.column("width")[forked]),
+        (axes[5], "tokens of a detail", everything.column("details")),
     ):
-        if values:
+        if len(values):
             most = float(np.quantile(values, 0.99))
-            whole = isinstance(values[0], int) and most < 60
+            whole = values.dtype.kind == "i" and most < 60
             bins = np.arange(0.5, most + 1.5) if whole else 40
             axis.hist(np.minimum(values, most), bins=bins, color="#228833")
         axis.set(title=title)
@@ -171,14 +187,13 @@ def tokenizer_counter(path: str) -> Callable[[str], int]:
     return count
 
 
-def _spread(values: list[Any]) -> dict[str, float]:
-    if not values:
+def _spread(values: np.ndarray) -> dict[str, float]:
+    if not len(values):
         return {"mean": 0.0, "median": 0.0, "p90": 0.0}
-    array = np.asarray(values, float)
     return {
-        "mean": float(array.mean()),
-        "median": float(np.median(array)),
-        "p90": float(np.quantile(array, 0.9)),
+        "mean": float(values.mean()),
+        "median": float(np.median(values)),
+        "p90": float(np.quantile(values, 0.9)),
     }
 
 

@@ -42,7 +42,7 @@ def _stats(options: argparse.Namespace) -> int:
         key, equals, value = options.only.partition("=")
         if not equals:
             raise ValueError(f"--only: expected KEY=VALUE, got {options.only!r}")
-        records = (record for record in records if _plain(record.to_dict().get(key)) == value)
+        records = (record for record in records if record.value(key) == value)
     shapes = measure(records, by=options.by, count_tokens=count_tokens)
     summaries = {name: one.summary() for name, one in shapes.items()}
     if options.only is not None and not any(one.records for one in summaries.values()):
@@ -50,11 +50,6 @@ def _stats(options: argparse.Namespace) -> int:
     if options.by not in ("source", "split") and list(summaries) == [""]:
         raise ValueError(f"--by: no record has a value {options.by!r}")
     if options.plot:
-        draw(shapes, options.plot)
+        draw(shapes, summaries, options.plot)
     print(json.dumps({name: one.to_dict() for name, one in summaries.items()}) if options.json else table(summaries))
     return 0
-
-
-def _plain(value: Any) -> str:
-    """A value as it stands in the file, texts without quotes: "true", "7"."""
-    return value if isinstance(value, str) else json.dumps(value)

@@ -73,7 +73,7 @@ def test_estimated_tokens(text: str, tokens: int) -> None:
 
 def records() -> list[TreeRecord]:
     return [
-        TreeRecord("a", tree(2, [6], 2, [6], 0), "x", "train", {"model": "m"}),
+        TreeRecord("a", tree(2, [6], 2, [6], 0), "x", "train", {"model": "m", "good": True}),
         TreeRecord("b", tree(10), "x", "heldout", {"model": "n"}),
         TreeRecord("c", tree(10), "y", "train", {"model": "n"}),
     ]
@@ -107,6 +107,8 @@ def test_the_command_prints_a_table_or_json_and_draws(tmp_path, capsys) -> None:
         "n": 1,
         "all": 2,
     }
+    assert main(["data", "stats", str(path), "--by", "good", "--only", "good=true", "--json"]) == 0
+    assert list(json.loads(capsys.readouterr().out)) == ["true"], "a value has one name"
     assert main(["data", "stats", str(path), "--only", "x"]) == 1
     assert "--only: expected KEY=VALUE, got 'x'" in capsys.readouterr().err
     assert main(["data", "stats", str(path), "--only", "source=z"]) == 1
@@ -132,7 +134,7 @@ def test_a_picture_that_cannot_be_drawn_is_refused_before_anything_is_read(tmp_p
 def test_a_source_may_be_called_all() -> None:
     records = [TreeRecord("Why?", tree(2), name) for name in ("all", "all", "other")]
     found = measure(records)
-    assert {name: len(one.shapes) for name, one in found.items()} == {"all (source)": 2, "other": 1, "all": 3}
+    assert {name: one.summary().records for name, one in found.items()} == {"all (source)": 2, "other": 1, "all": 3}
 
 
 def test_a_picture_does_not_take_the_place_of_the_trees(tmp_path, capsys) -> None:
