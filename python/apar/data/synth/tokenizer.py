@@ -15,7 +15,7 @@ CHAT_TEMPLATE = (
 _PIECES = r" ?[a-z]+|[A-Z][a-z]*|[0-9]{1,2}| ?[^\sA-Za-z0-9]+|\n+|\s"
 
 
-def train_tokenizer(texts: Iterable[str], vocabulary: int = 1536) -> Any:
+def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
     """A ``PreTrainedTokenizerFast`` of ``vocabulary`` tokens, trained on ``texts``. Any text can be written with it."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast

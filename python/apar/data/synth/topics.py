@@ -407,7 +407,7 @@ TOPICS: tuple[Topic, ...] = (
             ),
             Attribute(
                 "Day",
-                words.WEEKDAYS,
+                words.DAYS,
                 ("is on {v}", "takes place on {v}", "is held on {v}", "meets on {v}", "is taught on {v}"),
             ),
             Attribute(

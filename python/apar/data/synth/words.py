@@ -21,7 +21,6 @@ DISHES = _list(
     "rye bread, baked trout, lentil soup, honey cake, potato salad, pancakes, curry, pasta, stuffed peppers, ice cream"
 )
 MONTHS = _list("January, February, March, April, May, June, July, August, September, October, November, December")
-WEEKDAYS = _list("Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday")
 COLOURS = _list("red, blue, green, yellow, black, white, grey, brown, orange, purple, pink, silver, gold, ivory")
 MATERIALS = _list("oak, steel, glass, leather, cotton, bamboo, copper, wool, plastic, stone, paper, rubber, clay, iron")
 SPECIES = _list("tiger, otter, lynx, camel, bear, heron, wolf, zebra, seal, gecko, eagle, panda, lemur, badger, stork")

@@ -25,10 +25,7 @@ SPLITS = ("train", "heldout")
 WORDINGS = {
     name: value
     for name, value in {**vars(wordings), **wordings.IN_STYLE}.items()
-    if name != "ORDERED_NAMES"
-    and isinstance(value, tuple)
-    and len(value) == 2
-    and all(isinstance(side, tuple) for side in value)
+    if isinstance(value, tuple) and len(value) == 2 and all(isinstance(side, tuple) for side in value)
 }
 WORDINGS["CHAT"] = tuple(
     tuple(itertools.chain.from_iterable(said[side] for said, _ in wordings.CHAT)) for side in (0, 1)
