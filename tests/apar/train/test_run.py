@@ -23,9 +23,10 @@ from apar.train.log import draw_losses, read_log
 from apar.train.saving import checkpoints, move_files, write_text_whole
 from apar.train.trainer import TreeTrainer
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from tests.apar.train.runs import ANSWERS, TINY_LLAMA, records, tiny_run
+from tests.apar.train.runs import ANSWERS, TINY_LLAMA, TINY_MIXTRAL, records, tiny_run
 
 
 def losses(folder: Path) -> dict[int, float]:
@@ -66,7 +67,13 @@ def test_a_trained_model_decodes_its_trees(tmp_path: Path, tied: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"accumulate": 2, "lora": {"rank": 2, "dropout": 0.3}, "precision": "bfloat16"}]
+    "changes",
+    [
+        {},
+        {"model": {"config": TINY_MIXTRAL}},
+        {"accumulate": 2, "lora": {"rank": 2, "dropout": 0.3}, "precision": "bfloat16"},
+    ],
+    ids=["whole", "experts", "lora"],
 )
 def test_an_interrupted_run_goes_on_as_if_it_was_not(tmp_path: Path, monkeypatch, changes: dict) -> None:
     options = dict(steps=8, save_every=3, log_every=2, rows=1, evaluate_every=4, weight_decay=0.1, **changes)
@@ -184,6 +191,17 @@ def test_only_the_run_of_a_checkpoint_goes_on_from_it(tmp_path: Path) -> None:
     moved = dataclasses.replace(config, data=[str(tmp_path / "moved.jsonl")])
     train(dataclasses.replace(moved, rows=1, accumulate=2, steps=4, log_every=2), resume=True)
     assert sorted(losses(output)) == [1, 2, 3, 4]
+
+
+def test_a_checkpoint_that_lacks_a_weight_is_none(tmp_path: Path) -> None:
+    config = tiny_run(tmp_path, steps=1, save_every=1)
+    [checkpoint] = checkpoints(train(config))
+    weights = load_file(checkpoint / "model.safetensors")
+    weights["model.other.weight"] = weights.pop("model.norm.weight")
+    save_file(weights, checkpoint / "model.safetensors", {"format": "pt"})
+    message = r"resume: .* missing model\.norm\.weight, unexpected model\.other\.weight"
+    with pytest.raises(ValueError, match=message):
+        train(config, resume=True)
 
 
 def test_without_checkpoints_to_keep_there_is_one_at_a_time(tmp_path: Path, monkeypatch) -> None:
