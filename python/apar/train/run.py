@@ -24,7 +24,7 @@ from apar.train.config import TrainConfig, nearest
 from apar.train.dataset import RowDataset, TreeStore
 from apar.train.encoding import TreeEncoder
 from apar.train.log import RunLog
-from apar.train.model_setup import load_model, load_tokenizer, prepare_for_saving
+from apar.train.model_setup import load_model, load_tokenizer, prepare_generation
 from apar.train.resume import check_resumed, run_facts
 from apar.train.saving import WRITE_ERRORS, checkpoints, whole_files, write_text_whole
 from apar.train.trainer import TreeTrainer
@@ -58,6 +58,7 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
     tokenizer, grammar = load_tokenizer(config)
     model = load_model(config, tokenizer, grammar)
     stores, counts = _read_data(config, tokenizer, grammar)
+    prepare_generation(model, grammar, tokenizer, counts["train"]["depth"])
     rows_per_step = config.rows * config.accumulate * int(os.environ.get("WORLD_SIZE", "1"))
     steps = config.steps
     if steps is None:
@@ -103,7 +104,7 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
     trainer.train(resume_from_checkpoint=None if last is None else str(last))
     if heldout is not None and not config.evaluate_every:
         trainer.evaluate()
-    _save(trainer, config, output, grammar, tokenizer, counts["train"]["depth"])
+    _save(trainer, config, output, tokenizer)
     if trainer.is_world_process_zero():
         summary = {
             "config": dataclasses.asdict(config),
@@ -251,12 +252,12 @@ def _output_state(config: TrainConfig, resume: bool, overwrite: bool) -> Path | 
     return None
 
 
-def _save(trainer: TreeTrainer, config: TrainConfig, output: Path, grammar: Any, tokenizer: Any, depth: int) -> None:
+def _save(trainer: TreeTrainer, config: TrainConfig, output: Path, tokenizer: Any) -> None:
     """The model beside its checkpoints; the files are moved there when all of them are written."""
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     if config.lora is not None:
         model = model.merge_and_unload()
-    prepare_for_saving(model, grammar, tokenizer, depth)
+    model.config.use_cache = True  # which training does without
     state = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else model.state_dict()
     if not trainer.is_world_process_zero():
         return

@@ -148,7 +148,7 @@ def test_the_extra_is_named_where_it_is_missing(monkeypatch, capsys) -> None:
         ({"model": {"config": TINY_LLAMA | {"vocab_size": 30}}}, "model.config.vocab_size: 30, expected at least"),
         ({"model": {"config": TINY_LLAMA | {"num_attention_heads": 0}}}, "model.config: no model can be made of it"),
         ({"model": {"config": {"model_type": "lama"}}}, "model.config: no model can be made of it"),
-        ({"model": "/nowhere/model"}, "model: none found at '/nowhere/model'"),
+        ({"model": "/nowhere/model"}, "model: no model found at '/nowhere/model'"),
         ({"tokenizer": "/nowhere/tokenizer"}, "tokenizer: none found at '/nowhere/tokenizer'"),
         ({"chat_template": "/nowhere"}, "chat_template: expected one of vicuna or a file, got '/nowhere'"),
     ],
