@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, TrainingArguments
+from transformers import PrinterCallback, SchedulerType, TrainingArguments, get_scheduler
 from transformers.utils import logging
 
 from apar.data import TreeRecord, read_trees
@@ -30,11 +30,17 @@ from apar.train.saving import WRITE_ERRORS, checkpoints, whole_files, write_text
 from apar.train.trainer import TreeTrainer
 
 _TRAINING_FIELDS = {field.name: field for field in dataclasses.fields(TrainingArguments) if field.init}
-# What Trainer would do with these, TreeTrainer does not: rows and their order are made beforehand, the loss is its own.
+# What Trainer would do with these, TreeTrainer does not: rows and their order are made beforehand, the loss, the
+# evaluation and the checkpoints are its own, and a resumed run is the one that was interrupted.
 _WITHOUT_EFFECT = (
-    *("auto_find_batch_size", "data_seed", "deepspeed", "group_by_length", "label_smoothing_factor"),
-    *("load_best_model_at_end", "num_train_epochs", "resume_from_checkpoint", "train_sampling_strategy"),
+    *("auto_find_batch_size", "batch_eval_metrics", "bf16_full_eval", "data_seed", "dataloader_drop_last", "deepspeed"),
+    *("do_eval", "do_predict", "do_train", "eval_accumulation_steps", "eval_do_concat_batches", "fp16"),
+    *("eval_use_gather_object", "fp16_full_eval", "group_by_length", "ignore_data_skip", "include_for_metrics"),
+    *("label_names", "label_smoothing_factor", "length_column_name", "load_best_model_at_end", "num_train_epochs"),
+    *("prediction_loss_only", "resume_from_checkpoint", "save_only_model", "train_sampling_strategy"),
+    *("use_liger_kernel", "liger_kernel_config", "use_cache"),
 )
+_SCHEDULES_WITHOUT_OPTIONS = (SchedulerType.CONSTANT, SchedulerType.CONSTANT_WITH_WARMUP)  # it passes over them
 SUMMARY_FILE = "training.json"
 
 
@@ -156,6 +162,11 @@ def _arguments_beside(config: TrainConfig) -> dict[str, Any]:
             raise ValueError(f"trainer.{name}: is set by the keys of the config itself, expected none")
         if name in _WITHOUT_EFFECT:
             raise ValueError(f"trainer.{name}: cannot be followed here, expected none")
+        choices = _TRAINING_FIELDS[name].metadata.get("choices")
+        if choices is not None and config.trainer[name] not in list(choices):
+            raise ValueError(
+                f"trainer.{name}: expected one of {', '.join(map(str, choices))}, got {config.trainer[name]!r}"
+            )
     if config.trainer.get("fsdp"):
         if config.lora is not None:
             raise ValueError("lora: cannot be merged from shards, expected no trainer.fsdp")
@@ -176,9 +187,9 @@ def _number_if_asked(name: str, value: Any) -> Any:
 
 def _arguments_of(config: TrainConfig, steps: int, has_heldout: bool) -> dict[str, Any]:
     warmup = config.warmup_steps if config.warmup_steps is not None else math.ceil(config.warmup_ratio * steps)
-    schedule, schedule_options = config.schedule, {}
+    schedule, schedule_options = config.schedule, config.schedule_options
     if config.min_learning_rate and schedule == "cosine":
-        schedule, schedule_options = "cosine_with_min_lr", {"min_lr": config.min_learning_rate}
+        schedule, schedule_options = "cosine_with_min_lr", schedule_options | {"min_lr": config.min_learning_rate}
     has_gpu = torch.cuda.is_available()
     # transformers is changing the name.
     checkpointing = next(
@@ -226,8 +237,28 @@ def _training_arguments(
         arguments = TrainingArguments(**_arguments_of(config, steps, has_heldout), **beside)
     except (ValueError, TypeError) as error:
         raise ValueError(f"config: transformers.TrainingArguments does not take it ({error})") from error
+    _check_schedule(arguments, steps)
     arguments._n_gpu = min(1, arguments.n_gpu)  # a batch is one sequence, which DataParallel cannot cut; use torchrun
     return arguments
+
+
+def _check_schedule(arguments: TrainingArguments, steps: int) -> None:
+    """Raise ValueError where the schedule lacks an option or has one that it does not know, which Trainer finds when it
+    begins.
+    """
+    if arguments.lr_scheduler_kwargs and arguments.lr_scheduler_type in _SCHEDULES_WITHOUT_OPTIONS:
+        raise ValueError(f"schedule, schedule_options: {arguments.lr_scheduler_type.value} takes none")
+    weight = torch.nn.Parameter(torch.zeros(1))
+    try:
+        get_scheduler(
+            arguments.lr_scheduler_type,
+            torch.optim.SGD([weight], arguments.learning_rate),
+            num_warmup_steps=arguments.get_warmup_steps(steps),
+            num_training_steps=steps,
+            scheduler_specific_kwargs=arguments.lr_scheduler_kwargs,
+        )
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"schedule, schedule_options: the schedule cannot be made ({error})") from error
 
 
 def _output_state(config: TrainConfig, resume: bool, overwrite: bool) -> Path | None:
