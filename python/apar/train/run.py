@@ -66,20 +66,15 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
     stores, counts = _read_data(config, tokenizer, grammar)
     prepare_generation(model, grammar, tokenizer, counts["train"]["depth"])
     rows_per_step = config.rows * config.accumulate * int(os.environ.get("WORLD_SIZE", "1"))
+    rows = RowDataset(stores["train"], seed=config.seed, weighting=config.weighting, detail_weight=config.detail_weight)
     steps = config.steps
     if steps is None:
-        steps = max(1, math.ceil(len(RowDataset(stores["train"], seed=config.seed)) * config.epochs / rows_per_step))
+        steps = max(1, math.ceil(len(rows) * config.epochs / rows_per_step))
+    rows.resize(steps * rows_per_step)
     facts = run_facts(config, stores["train"], rows_per_step)
     if last is not None:
         check_resumed(last, facts, steps)
-    rows = RowDataset(
-        stores["train"],
-        num_rows=steps * rows_per_step,
-        seed=config.seed,
-        weighting=config.weighting,
-        detail_weight=config.detail_weight,
-    )
-    heldout = RowDataset(stores["heldout"], shuffled=False) if len(stores["heldout"]) else None
+    heldout = RowDataset(stores["heldout"]) if len(stores["heldout"]) else None
     arguments = _training_arguments(config, steps, heldout is not None, arguments)
     implementation = implementation_for(arguments.device) if config.attention == "auto" else config.attention
     model.set_attn_implementation(implementation)
