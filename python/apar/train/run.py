@@ -71,7 +71,8 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
     if steps is None:
         steps = max(1, math.ceil(len(rows) * config.epochs / rows_per_step))
     rows.resize(steps * rows_per_step)
-    facts = run_facts(config, stores["train"], rows_per_step)
+    control_tokens = tokenizer.convert_ids_to_tokens([grammar.fork_id, grammar.child_id])
+    facts = run_facts(config, model, control_tokens, stores["train"], rows_per_step)
     if last is not None:
         check_resumed(last, facts, steps)
     heldout = RowDataset(stores["heldout"]) if len(stores["heldout"]) else None

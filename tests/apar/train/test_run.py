@@ -179,6 +179,9 @@ def test_only_the_run_of_a_checkpoint_goes_on_from_it(tmp_path: Path) -> None:
         ({"seed": 1}, "seed was 0, is 1"),
         ({"learning_rate": 0.1, "beta2": 0.9}, r"learning_rate was 0\.001, is 0\.1; beta2 was 0\.999, is 0\.9"),
         ({"length": 90}, "length was 96, is 90"),
+        ({"model": {"config": TINY_LLAMA | {"rms_norm_eps": 1e-3}}}, r"model was \{.*, is \{.*'rms_norm_eps': 0.001"),
+        ({"fork_token": "<f>", "child_token": "<c>"}, r"control tokens was \['\[Fork\]', .*, is \['<f>'"),
+        ({"trainer": {"adam_epsilon": 1e-3}}, r"trainer was \{\}, is \{'adam_epsilon': 0.001\}"),
         ({"rows": 1}, "rows of a step .* was 2, is 1"),
         ({"data": str(tmp_path / "other.jsonl")}, "tokens of data was .*, is "),
         ({"steps": 1}, "has 2 steps behind it, expected at most the 1 of this run"),
@@ -192,6 +195,20 @@ def test_only_the_run_of_a_checkpoint_goes_on_from_it(tmp_path: Path) -> None:
     train(dataclasses.replace(moved, rows=1, accumulate=2, steps=4, log_every=2), resume=True)
     assert sorted(losses(output)) == [1, 2, 3, 4]
 
+    (checkpoints(output)[-1] / "run.json").unlink()
+    with pytest.raises(ValueError, match=r"resume: .* does not say which run made it"):
+        train(moved, resume=True)
+
+
+def test_low_rank_additions_go_on_with_their_base(tmp_path: Path) -> None:
+    """Checkpoints hold the additions alone: on another base they would be another model."""
+    bases = [train(tiny_run(tmp_path, output=str(tmp_path / f"base{seed}"), steps=1, seed=seed)) for seed in (0, 1)]
+    options = {"tokenizer": None, "lora": {"rank": 2}, "steps": 2, "save_every": 1}
+    train(tiny_run(tmp_path, model=str(bases[0]), **options))
+    with pytest.raises(ValueError, match=r"resume: .* is of another run: model was weights \w+, is weights \w+$"):
+        train(tiny_run(tmp_path, model=str(bases[1]), **options), resume=True)
+    moved = shutil.move(bases[0], tmp_path / "moved")
+    train(tiny_run(tmp_path, model=str(moved), **options | {"steps": 3}), resume=True)
 
 def test_a_checkpoint_that_lacks_a_weight_is_none(tmp_path: Path) -> None:
     config = tiny_run(tmp_path, steps=1, save_every=1)
