@@ -459,3 +459,22 @@ def test_a_picture_needs_losses(tmp_path: Path) -> None:
     assert not draw_losses([], tmp_path / "loss.png")
     (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
     assert read_log(tmp_path / "log.jsonl") == [{"step": 1, "loss": 2.0}]
+def test_a_folder_is_never_half_of_two_models(tmp_path: Path, monkeypatch) -> None:
+    new, old = tmp_path / "new", tmp_path / "old"
+    for folder in (new, old):
+        folder.mkdir()
+        for name in ("config.json", "model-1.safetensors", "model-2.safetensors"):
+            (folder / name).write_text(folder.name)
+    plain_replace = os.replace
+
+    def killed(source, target):
+        if Path(source).name == "model-2.safetensors":
+            raise KeyboardInterrupt
+        plain_replace(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        move_files(new, old)
+    assert not (old / "config.json").exists()
+
+
