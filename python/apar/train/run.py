@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, SchedulerType, TrainingArguments, get_scheduler
+from transformers import PrinterCallback, SchedulerType, TrainerCallback, TrainingArguments, get_scheduler
 from transformers.utils import logging
 
 from apar.data import TreeRecord, read_trees
@@ -77,8 +77,9 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
         check_resumed(last, facts, steps)
     heldout = RowDataset(stores["heldout"]) if len(stores["heldout"]) else None
     arguments = _training_arguments(config, steps, heldout is not None, arguments)
-    implementation = implementation_for(arguments.device) if config.attention == "auto" else config.attention
+    implementation = implementation_for(arguments.device, model.config, config.attention)
     model.set_attn_implementation(implementation)
+    _check_optimizer(arguments, model)
     progress = sys.stderr.isatty()
     if not progress:
         logging.disable_progress_bar()
@@ -95,14 +96,11 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
         keep_checkpoints=config.keep_checkpoints,
         facts=facts,
         optimizer_and_options=(muon.make_muon, muon_options) if config.optimizer == muon.NAME else None,
-        callbacks=[log],
+        callbacks=[log, _Replacing(checkpoints(output) if overwrite else [])],
     )
     trainer.remove_callback(PrinterCallback)  # the log says the same
     if trainer.is_world_process_zero():
         _print_facts(model, counts, stores, rows, steps)
-        if overwrite:
-            for folder in checkpoints(output):
-                shutil.rmtree(folder)
     trainer.train(resume_from_checkpoint=None if last is None else str(last))
     if heldout is not None and not config.evaluate_every:
         trainer.evaluate()
@@ -116,11 +114,24 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
         }
         summary["seconds"] = round(time.perf_counter() - started_at, 1)
         summary["save_errors"] = trainer.save_errors
-        write_text_whole(output / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
+        write_text_whole(output / SUMMARY_FILE, json.dumps(summary, indent=2, default=str) + "\n")
         if not config.keep_checkpoints:
             for folder in checkpoints(output):
                 shutil.rmtree(folder, ignore_errors=True)
     return output
+
+
+class _Replacing(TrainerCallback):
+    """Removes the checkpoints of the run that this one replaces when this one is known to work: after a step."""
+
+    def __init__(self, folders: list[Path]) -> None:
+        self._folders = folders
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            for folder in self._folders:
+                shutil.rmtree(folder)
+        self._folders = []
 
 
 def _read_data(config: TrainConfig, tokenizer: Any, grammar: Any) -> tuple[dict[str, TreeStore], dict[str, Any]]:
@@ -255,6 +266,14 @@ def _check_schedule(arguments: TrainingArguments, steps: int) -> None:
         )
     except (ValueError, TypeError) as error:
         raise ValueError(f"schedule, schedule_options: the schedule cannot be made ({error})") from error
+
+
+def _check_optimizer(arguments: TrainingArguments, model: Any) -> None:
+    """Raise ValueError where the optimizer needs a package that is not there, or an option."""
+    try:
+        TreeTrainer.get_optimizer_cls_and_kwargs(arguments, model)
+    except (ValueError, ImportError, RuntimeError) as error:
+        raise ValueError(f"optimizer: it cannot be made ({error})") from error
 
 
 def _output_state(config: TrainConfig, resume: bool, overwrite: bool) -> Path | None:

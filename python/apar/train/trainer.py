@@ -229,8 +229,11 @@ class TreeTrainer(Trainer):
             data = f"the step's data is in {folder}"
         except WRITE_ERRORS as error:
             data = f"the step's data could not be written ({error})"
+        # What lies there before the first step is done is of a run that this one was to replace.
+        found = checkpoints(folder.parent) if step else []
+        before = f"the last checkpoint is {found[-1]}" if found else "there is no checkpoint"
         raise FloatingPointError(
-            f"step {step}: the {what} is {value}, expected a number; {data}, and the last checkpoint is from before. "
+            f"step {step}: the {what} is {value}, expected a number; {data}; {before}. "
             "A lower learning_rate or max_grad_norm may help"
         )
 
