@@ -126,7 +126,7 @@ def count_tokens(trees: list[PackedTree]) -> dict[str, int]:
 
 def batches(trees: Any, length: int) -> list[dict[str, torch.Tensor]]:
     # Rows of branches of one tree begin alike; sharing that is no part of the comparison.
-    rows = RowDataset(TreeStore(trees, length, share=False), shuffled=False)
+    rows = RowDataset(TreeStore(trees, length, share=False))
     return [
         collate([rows[number] for number in range(begin, min(begin + 4, len(rows)))])
         for begin in range(0, len(rows), 4)

@@ -7,6 +7,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -24,8 +25,10 @@ from apar.cache import ATTENTION_NAME, UnsupportedModelError, attention_windows
 from apar.grammar import PUBLISHED_CONTROL_TOKENS, Grammar
 from apar.templates import VICUNA
 
-UNREADABLE_WEIGHTS = (OSError, EOFError, SafetensorError, UnpicklingError)
-"""What reading broken or missing weights may raise."""
+UNREADABLE_WEIGHTS = (OSError, EOFError, RuntimeError, SafetensorError, UnpicklingError)
+"""What reading weights may raise that are broken, missing or of other shapes than the configuration says."""
+INVALID_CONFIG = (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError, StrictDataclassError)
+"""What transformers may raise for a configuration whose values are of the wrong type or do not fit together."""
 DEFAULT_MODEL = Path(__file__).parent / "assets" / "default"
 """The small model that comes with the package: see the README.md in its folder."""
 
@@ -58,27 +61,22 @@ def load(
         raise TypeError(f"load: path_or_id is {path_or_id!r}, expected a model folder or a hub id")
     _check_device(device)
     try:
-        config = AutoConfig.from_pretrained(path_or_id)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"load: no model found at {str(path_or_id)!r}, expected a model folder or a hub id ({error})"
-        ) from error
+        config = read_config(path_or_id)
+    except ValueError as error:
+        raise ValueError(f"load: {error}") from error
     check_architecture(config)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path_or_id)
-    except Exception as error:  # transformers raises many types here, some of them bare KeyError and TypeError
-        # Old folders have a tokenizer.model alone; without these two transformers complains of something else.
-        can_read_old = is_sentencepiece_available() and is_protobuf_available()
-        hint = "" if can_read_old else "; a tokenizer.model needs `pip install sentencepiece protobuf`"
+        tokenizer = read_tokenizer(path_or_id)
+    except ValueError as error:
         raise ValueError(
-            f"load: no tokenizer found at {str(path_or_id)!r}, expected one beside the model ({error}){hint}"
+            f"load: no tokenizer found at {str(path_or_id)!r}, expected one beside the model ({error})"
         ) from error
     register()
     try:
         model = AutoModelForCausalLM.from_pretrained(
             path_or_id, dtype="auto" if dtype is None else dtype, attn_implementation=ATTENTION_NAME
         )
-    except UNREADABLE_WEIGHTS as error:
+    except (*UNREADABLE_WEIGHTS, *INVALID_CONFIG) as error:
         raise ValueError(f"load: the weights at {str(path_or_id)!r} cannot be read ({error})") from error
     check_tokenizer(model, tokenizer)
     complete_published_tokenizer(tokenizer)
@@ -86,6 +84,29 @@ def load(
     if device is not None:
         model.to(device)
     return model.eval(), tokenizer
+
+
+def read_config(path_or_id: str | os.PathLike[str]) -> PretrainedConfig:
+    """The configuration of a model. Raises ValueError: there is none, or its values cannot be those of a model."""
+    try:
+        return AutoConfig.from_pretrained(path_or_id)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"no model found at {str(path_or_id)!r}, expected a model folder or a hub id ({error})"
+        ) from error
+    except INVALID_CONFIG as error:
+        raise ValueError(f"the configuration of the model at {str(path_or_id)!r} is not valid ({error})") from error
+
+
+def read_tokenizer(path_or_id: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
+    """A tokenizer as it was saved. Raises ValueError: there is none, or it cannot be read."""
+    try:
+        return AutoTokenizer.from_pretrained(path_or_id)
+    except Exception as error:  # transformers raises many types here, some of them bare KeyError and TypeError
+        # Old folders have a tokenizer.model alone; without these two transformers complains of something else.
+        can_read_old = is_sentencepiece_available() and is_protobuf_available()
+        hint = "" if can_read_old else '; a tokenizer.model needs `pip install "apar[sentencepiece]"`'
+        raise ValueError(f"{error}{hint}") from error
 
 
 def complete_published_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -103,9 +124,16 @@ def _note_control_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerB
         grammar = Grammar.for_model(model, tokenizer)
     except ValueError:  # only one of a pair: an error for who wants to fork, not for who wants to load
         return
-    if grammar.can_fork:
-        model.generation_config.fork_token_id = grammar.fork_id
-        model.generation_config.child_token_id = grammar.child_id
+    if not grammar.can_fork:
+        return
+    config = model.generation_config
+    as_published = getattr(config, "_original_object_hash", None) == hash(config)
+    config.fork_token_id, config.child_token_id = grammar.fork_id, grammar.child_id
+    if as_published:
+        # transformers writes what others published with a warning where a value has no effect (a temperature without
+        # sampling), but refuses to once somebody changed it. The ids are no such change: what can be loaded can be
+        # saved, and decodes as before.
+        config._original_object_hash = hash(config)
 
 
 def check_model(model: PreTrainedModel) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from apar.cache import UnsupportedModelError
 from apar.loading import check_model, check_tokenizer, load
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -87,6 +89,51 @@ def test_weights_that_cannot_be_read(folder, tmp_path, damage):
     damage(tmp_path / "model" / "model.safetensors")
     with pytest.raises(ValueError, match=f"load: the weights at '{tmp_path}/model' cannot be read"):
         load(tmp_path / "model")
+
+
+def test_weights_of_old_that_cannot_be_read(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    torch.save(load_file(weights), weights.with_name("pytorch_model.bin"))
+    weights.unlink()
+    weights = weights.with_name("pytorch_model.bin")
+    assert load(tmp_path / "model")
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match=f"load: the weights at '{tmp_path}/model' cannot be read"):
+        load(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"intermediate_size": 95}, "load: the weights at .* cannot be read"),
+        ({"hidden_size": "96"}, "load: the configuration of the model at .*is not valid .*hidden_size"),
+        ({"dtype": "foo"}, "load: .*foo"),
+        ({"num_attention_heads": 5, "head_dim": None}, r"load: the configuration (?s:.*)number of attention heads"),
+    ],
+)
+def test_a_configuration_that_does_not_fit(folder, tmp_path, changes, message):
+    shutil.copytree(folder, tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path / "model")
+
+
+def test_a_published_generation_config_stays_what_it_is(folder, tmp_path):
+    """Values without effect, as vicuna-7b-v1.5 has them: transformers writes them as long as nobody changed them."""
+    published = {"temperature": 0.9, "top_p": 0.6, "pad_token_id": -1}
+    shutil.copytree(folder, tmp_path / "model")
+    tokenizer = tokenizer_with(VOCABULARY - 2)
+    tokenizer.add_tokens(["[Fork]", "[Child]"])
+    tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "generation_config.json").write_text(json.dumps(published))
+    model, _ = load(tmp_path / "model")
+    assert model.generation_config.fork_token_id == VOCABULARY - 2
+    assert not model.generation_config.do_sample
+    model.save_pretrained(tmp_path / "again")
+    saved = json.loads((tmp_path / "again" / "generation_config.json").read_text())
+    assert saved | published | {"child_token_id": VOCABULARY - 1} == saved
 
 
 def test_no_such_device(tmp_path):

@@ -21,6 +21,8 @@ from apar.train.tile_attention import Tile, make_tiles, tile_attention
 TILE_ATTENTION = "apar_tiles"
 FLEX_ATTENTION = "flex_attention"
 FLEX_BLOCK = 128
+DROPOUT_KEYS = ("attention_dropout", "attn_pdrop")
+"""What configurations of transformers call the dropout of attention weights."""
 
 
 def register() -> None:
@@ -29,9 +31,21 @@ def register() -> None:
     AttentionMaskInterface.register(TILE_ATTENTION, _no_mask)
 
 
-def implementation_for(device: torch.device) -> str:
-    """The attention to train with on a device."""
-    return FLEX_ATTENTION if device.type == "cuda" else TILE_ATTENTION
+def implementation_for(device: torch.device, config: Any, asked: str = "auto") -> str:
+    """The attention to train with on a device.
+
+    config: the model's configuration.
+
+    Raises ValueError: another one was asked for, or the model wants dropout, which neither of them has.
+    """
+    found = FLEX_ATTENTION if device.type == "cuda" else TILE_ATTENTION
+    if asked not in ("auto", found):
+        raise ValueError(f"attention: {asked} cannot be trained with on a {device.type} device, expected {found}")
+    config = config.get_text_config(decoder=True)
+    for name in DROPOUT_KEYS:
+        if getattr(config, name, None):
+            raise ValueError(_no_dropout(f"{config.model_type}, {name}", getattr(config, name)))
+    return found
 
 
 class TileMask(torch.Tensor):
@@ -76,10 +90,7 @@ def packed_attention(
             f"attention {TILE_ATTENTION!r}: expected a mask made by training_masks, got {attention_mask!r:.60}"
         )
     if dropout and module.training:
-        raise ValueError(
-            f"{type(module).__name__}: the model's config asks for attention dropout {dropout:g}, expected 0: "
-            "attention over packed trees has none"
-        )
+        raise ValueError(_no_dropout(type(module).__name__, dropout))
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
     # In mixed precision rotary positions give fp32 queries and keys beside bf16 values.
     dtype = attention_mask.tiles[0].mask.dtype if attention_mask.tiles else value.dtype
@@ -99,12 +110,16 @@ def training_masks(
         dtype: of the queries, for masks that are added to scores.
     """
     windows = set(attention_windows(config))
-    make = _block_mask if implementation == FLEX_ATTENTION else _tile_mask
     rows_of_positions = positions.view(ends.shape)
     # A window as long as any path hides nothing.
     longest = int(rows_of_positions.max()) + 1 if windows != {None} else 0
     windows = {None if window is None or window >= longest else window for window in windows}
-    masks = {window: make(ends, rows_of_positions, window, dtype) for window in windows}
+    masks: dict[int | None, Any] = {}
+    for window in windows:
+        if implementation == FLEX_ATTENTION:
+            masks[window] = _block_mask(ends, rows_of_positions, window)
+        else:
+            masks[window] = TileMask.of(make_tiles(ends, rows_of_positions, window, dtype))
     if len(masks) == 1:
         return next(iter(masks.values()))
     if getattr(config.get_text_config(decoder=True), "layer_types", None) is None:
@@ -114,11 +129,7 @@ def training_masks(
     return {"full_attention": full, "sliding_attention": masks[window]}
 
 
-def _tile_mask(ends: torch.Tensor, positions: torch.Tensor, window: int | None, dtype: torch.dtype) -> TileMask:
-    return TileMask.of(make_tiles(ends, positions, window, dtype))
-
-
-def _block_mask(ends: torch.Tensor, positions: torch.Tensor, window: int | None, dtype: torch.dtype) -> Any:
+def _block_mask(ends: torch.Tensor, positions: torch.Tensor, window: int | None) -> Any:
     """The same rule for FlexAttention. Which blocks are seen follows from the ends of each block of keys: the whole
     mask, which torch would build to find out, is never there.
     """
@@ -156,6 +167,13 @@ def _ordered(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
     order = torch.argsort(blocks.int(), dim=1, descending=True, stable=True)
     return blocks.sum(1, dtype=torch.int32)[None, None], order.int()[None, None]
+
+
+def _no_dropout(where: str, dropout: float) -> str:
+    return (
+        f"{where}: the model's config asks for attention dropout {dropout:g}, expected 0: "
+        "attention over packed trees has none"
+    )
 
 
 def _no_mask(*args: Any, **kwargs: Any) -> None:

@@ -10,6 +10,8 @@ import typing
 from pathlib import Path
 from typing import Any
 
+from apar.templates import TEMPLATES
+from apar.train import muon
 from apar.train.dataset import TOO_LONG, WEIGHTINGS
 
 PRECISIONS = ("float32", "bfloat16")
@@ -65,6 +67,7 @@ class TrainConfig:
         learning_rate, schedule, warmup_steps, warmup_ratio, weight_decay, beta2, max_grad_norm, optimizer: as in
             transformers.TrainingArguments (``schedule`` is its lr_scheduler_type, ``optimizer`` its optim, or "muon":
             see apar.train.muon, for models trained from nothing).
+        schedule_options: what the schedule takes besides (num_decay_steps of warmup_stable_decay ...).
         min_learning_rate: where the schedule ends (0: as the schedule says); with ``schedule: cosine``.
         precision: "bfloat16" computes in mixed precision, weights stay float32. attention: see apar.train.attention.
         compile: compile the model with torch.compile.
@@ -99,6 +102,7 @@ class TrainConfig:
     epochs: float | None = None
     learning_rate: float = 2e-5
     schedule: str = "cosine"
+    schedule_options: dict[str, Any] = dataclasses.field(default_factory=dict)
     min_learning_rate: float = 0.0
     warmup_steps: int | None = None
     warmup_ratio: float = 0.03
@@ -156,7 +160,11 @@ class TrainConfig:
             )
         if not self.data:
             raise ValueError("data: expected at least one file")
+        if self.lora is not None and self.optimizer == muon.NAME:
+            raise ValueError("optimizer: muon is for whole matrices, expected another one with lora")
+        self.schedule_options = _with_numbers(self.schedule_options)
         if isinstance(self.model, dict):
+            self.model = _with_numbers(self.model)
             _check_new_model(self.model)
             if self.tokenizer is None:
                 raise ValueError("tokenizer: expected a folder, since a new model brings none")
@@ -265,6 +273,21 @@ def _number(value: Any) -> float | None:
     return number if number == number and abs(number) != float("inf") else None
 
 
+def _with_numbers(value: Any) -> Any:
+    """The same value with numbers for the texts in it that are numbers: YAML reads 1e-6 as a text."""
+    if isinstance(value, dict):
+        return {key: _with_numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_numbers(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    try:
+        return int(value)
+    except ValueError:
+        number = _number(value)
+        return value if number is None else number
+
+
 def _check_new_model(model: dict[str, Any]) -> None:
     for key in model:
         if key != "config":
@@ -288,5 +311,7 @@ def _with_paths(config: TrainConfig, folder: Path) -> TrainConfig:
         output=resolved(config.output),
         model=config.model if isinstance(config.model, dict) else resolved_if_there(config.model),
         tokenizer=resolved_if_there(config.tokenizer),
-        chat_template=resolved_if_there(config.chat_template),
+        chat_template=config.chat_template
+        if config.chat_template in TEMPLATES
+        else resolved_if_there(config.chat_template),
     )

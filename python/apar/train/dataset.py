@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 
-from apar.train.packing import PackedTree, fill_rows, lay_out, split_tree
+from apar.train.packing import PackedTree, fill_rows, lay_out, learned_levels, split_tree
 from apar.train.sharing import LONGEST_GROUP, group_trees
 
 WEIGHTINGS = ("token", "branch")
@@ -18,11 +18,19 @@ TOO_LONG = ("split", "drop")
 
 @dataclasses.dataclass
 class LengthCounts:
-    """tokens: what is in the rows. shared_tokens: what trees read in another one and need not have themselves.
+    """What is learned, and what is not.
+
+    trees, trees_with_forks, forks: those that found a place in the rows. depth: levels of branches of the deepest of
+    them, 1 without a fork. parts: what lies in the rows, more than there are trees where some of them are split.
+    tokens: what is in the rows. shared_tokens: what trees read in another one and need not have themselves.
     split_trees: longer than a row and cut into several. dropped_trees, dropped_branches: what found no place.
     """
 
     trees: int = 0
+    trees_with_forks: int = 0
+    forks: int = 0
+    depth: int = 1
+    parts: int = 0
     tokens: int = 0
     shared_tokens: int = 0
     split_trees: int = 0
@@ -62,7 +70,7 @@ class TreeStore:
         self._shared = np.array(shared, np.int64)
         self._token_ids = np.concatenate([*token_ids, np.empty(0, np.int32)])
         self._branch = np.concatenate([*branch, np.empty(0, np.int16)])
-        self.counts.trees, self.counts.tokens = len(shared), len(self._token_ids)
+        self.counts.parts, self.counts.tokens = len(shared), len(self._token_ids)
         self.counts.shared_tokens = int(self._shared.sum())
 
     def __len__(self) -> int:
@@ -92,12 +100,23 @@ class TreeStore:
 
     def _fitting(self, tree: PackedTree, too_long: str) -> list[PackedTree]:
         if len(tree) <= self.row_length:
-            return [tree]
-        parts, left_out = split_tree(tree, self.row_length) if too_long == "split" else ([], 0)
-        self.counts.split_trees += bool(parts)
-        self.counts.dropped_trees += not parts
-        self.counts.dropped_branches += left_out if parts else 0
+            parts = [tree]
+        else:
+            parts, left_out = split_tree(tree, self.row_length) if too_long == "split" else ([], 0)
+            self.counts.split_trees += bool(parts)
+            self.counts.dropped_trees += not parts
+            self.counts.dropped_branches += left_out if parts else 0
+        self._count_learned(parts)
         return parts
+
+    def _count_learned(self, parts: Sequence[PackedTree]) -> None:
+        """Of one tree: a branch is learned in one of its parts and at most read in the others."""
+        learned = [learned_levels(part.branch) for part in parts]
+        forks = sum(map(len, learned))
+        self.counts.trees += bool(parts)
+        self.counts.trees_with_forks += forks > 0
+        self.counts.forks += forks
+        self.counts.depth = max([self.counts.depth, *(level for levels in learned for level in levels)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,25 +195,27 @@ class RowDataset(torch.utils.data.Dataset):
         *,
         num_rows: int | None = None,
         seed: int = 0,
-        shuffled: bool = True,
         weighting: str = "token",
         detail_weight: float = 1.0,
     ) -> None:
         self._store = store
         self._seed = seed
-        self._shuffled = shuffled
         self._weighting = weighting
         self._detail_weight = detail_weight
         self._rows: list[list[int]] = []
         self.rows_per_epoch: list[int] = []
         self._add_epoch()
-        while num_rows is not None and len(self._rows) < num_rows:
-            self._add_epoch()
         if num_rows is not None:
-            del self._rows[num_rows:]
+            self.resize(num_rows)
+
+    def resize(self, num_rows: int) -> None:
+        """From the rows of an epoch to those of a run: more epochs, or a part of the first one."""
+        while len(self._rows) < num_rows:
+            self._add_epoch()
+        del self._rows[num_rows:]
 
     def _add_epoch(self) -> None:
-        generator = np.random.default_rng([self._seed, len(self.rows_per_epoch) if self._shuffled else 0])
+        generator = np.random.default_rng([self._seed, len(self.rows_per_epoch)])
         rows = fill_rows(self._store.lengths, self._store.row_length, generator)
         if not rows:
             raise ValueError("data: there is no tree to learn from")

@@ -10,7 +10,7 @@ from typing import Any
 from apar.data import TreeRecord
 from apar.grammar import Grammar
 from apar.prompts import apply_chat_template, is_whole_text
-from apar.train.packing import PackedTree, TokenTree, pack_tree
+from apar.train.packing import MAX_BRANCHES, PackedTree, TokenTree, pack_tree
 from apar.tree import ParagraphTree, decode
 
 RECORDS_AT_ONCE = 1000
@@ -23,18 +23,14 @@ LEADS = ("\n", "|", "a", "0")
 class EncodingCounts:
     """What came of the records.
 
-    depth: levels of branches of the deepest tree, 1 without a fork.
     joined_details: details that the grammar has no place for (empty, or right behind a control token) and that became
     part of the text of their parent. changed_texts: answers that the tokenizer does not give back byte for byte.
     unusable: records left out: a prompt that is empty, ends with a control token, or is refused by the chat template
     (``refused`` says how the first was); a paragraph whose tokens hold a control token or cannot be told from those of
-    its neighbours; half of a surrogate pair.
+    its neighbours; half of a surrogate pair; more branches than a packed tree can have.
     """
 
     records: int = 0
-    trees_with_forks: int = 0
-    forks: int = 0
-    depth: int = 1
     joined_details: int = 0
     changed_texts: int = 0
     unusable: int = 0
@@ -76,7 +72,7 @@ class TreeEncoder:
         self.counts.records += len(records) - len(whole)
         self.counts.unusable += len(records) - len(whole)
         records = whole
-        trees = [self._text_tree(record.tree) for record in records]
+        trees = [self._texts(record.tree) for record in records]
         prompts = self._encode_prompts(records)
         firsts = list(dict.fromkeys(tree[0] for tree in trees))
         first_ids = self._without_reserved(dict(zip(firsts, self._encode(firsts), strict=True)))
@@ -84,15 +80,12 @@ class TreeEncoder:
         for record, prompt_ids, tree in zip(records, prompts, trees, strict=True):
             self.counts.records += 1
             ids = _map_tree(tree, first_ids, other_ids)
-            if ids is None or not prompt_ids or prompt_ids[-1] in self._grammar.control_ids:
+            usable_prompt = prompt_ids and prompt_ids[-1] not in self._grammar.control_ids
+            if not usable_prompt or ids is None or _num_branches(ids) > MAX_BRANCHES:
                 self.counts.unusable += 1
                 continue
             visible = list(chain.from_iterable(_own_texts(ids, with_first=True)))
             self.counts.changed_texts += decode(self._tokenizer, visible) != record.tree.text
-            forks, depth = _forks_and_depth(ids)
-            self.counts.forks += forks
-            self.counts.depth = max(self.counts.depth, depth)
-            self.counts.trees_with_forks += forks > 0
             yield pack_tree(prompt_ids, ids, self._grammar.fork_id, self._grammar.child_id, self._end_id)
 
     def _encode_prompts(self, records: Sequence[TreeRecord]) -> list[list[int]]:
@@ -117,8 +110,7 @@ class TreeEncoder:
             self.counts.refused = self.counts.refused or str(error.__cause__ or error)
             return ""
 
-    def _text_tree(self, tree: ParagraphTree) -> list[Any]:
-        """The tree as ``[text, child, text, ..., text]``, without details that the grammar has no place for."""
+    def _texts(self, tree: ParagraphTree) -> list[Any]:
         texts, joined = _text_tree(tree, behind_control=False)
         self.counts.joined_details += joined
         return texts
@@ -160,7 +152,9 @@ def _is_whole(record: TreeRecord) -> bool:
 
 
 def _text_tree(tree: ParagraphTree, behind_control: bool) -> tuple[list[Any], int]:
-    """As ``TreeEncoder._text_tree``; ``behind_control``: whether a control token stands in front of the first text."""
+    """The tree as ``[text, child, text, ..., text]``, and the number of details that became text of their parent since
+    the grammar has no place for them. behind_control: whether a control token stands in front of the first text.
+    """
     parts: list[Any] = [""]
     joined = 0
     node: ParagraphTree | None = tree
@@ -211,6 +205,5 @@ def _map_tree(tree: list[Any], first: dict[str, list[int]] | None, others: dict[
     return mapped
 
 
-def _forks_and_depth(tree: TokenTree) -> tuple[int, int]:
-    below = [_forks_and_depth(child) for child in tree[1::2]]
-    return len(below) + sum(forks for forks, _ in below), 1 + max((depth for _, depth in below), default=0)
+def _num_branches(tree: TokenTree) -> int:
+    return 1 + sum(map(_num_branches, tree[1::2]))

@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import IntervalStrategy, TrainerCallback
 
+from apar.files import check_output
 from apar.pictures import can_draw, new_figure, save_png
 from apar.train.saving import write_text_whole
 
@@ -30,6 +31,8 @@ class RunLog(TrainerCallback):
         self._tokens_per_step = tokens_per_step
         self._shown = shown
         self._lines: list[dict[str, Any]] = []
+        self._is_written = False  # whether the file holds these lines and nothing else
+        self._begin = 0  # steps behind the run when this process began
         self._since = (0, time.perf_counter())
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -39,12 +42,17 @@ class RunLog(TrainerCallback):
         if state.global_step and path.exists():
             self._lines = [line for line in read_log(path) if line["step"] <= state.global_step]
         self._folder.mkdir(parents=True, exist_ok=True)
-        write_text_whole(path, "".join(json.dumps(line) + "\n" for line in self._lines))
+        check_output("output", str(path))
+        self._begin = state.global_step
         self._since = (state.global_step, time.perf_counter())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        is_first = state.global_step == self._begin + 1
+        if state.is_world_process_zero and is_first and not self._is_written:
+            self._write()  # the log of a run that this one replaces is there until this one is known to work
         # A logged loss is the mean since the last line; a line at every checkpoint keeps a resumed curve the same.
-        if control.should_save:
+        at_the_end = control.should_training_stop and args.logging_strategy != IntervalStrategy.NO
+        if control.should_save or at_the_end:
             control.should_log = True
         return control
 
@@ -65,7 +73,7 @@ class RunLog(TrainerCallback):
             print(f"apar: {line['save_error']}", file=sys.stderr)
         else:
             return
-        self._write(line)
+        self._add(line)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._since = (state.global_step, time.perf_counter())
@@ -79,13 +87,23 @@ class RunLog(TrainerCallback):
     def draw(self) -> None:
         draw_losses(self._lines, self._folder / PICTURE_FILE)
 
-    def _write(self, line: dict[str, Any]) -> None:
-        self._lines.append(line)
+    def _write(self) -> None:
+        """What is not in the file yet: the last line, or all of them where the file is another run's or was cut."""
+        path = self._folder / LOG_FILE
         try:
-            with open(self._folder / LOG_FILE, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            if self._is_written:
+                self._is_written = False
+                with open(path, "a", encoding="utf-8") as file:
+                    file.write(json.dumps(self._lines[-1]) + "\n")
+            else:
+                write_text_whole(path, "".join(json.dumps(line) + "\n" for line in self._lines))
+            self._is_written = True
         except OSError as error:  # a full disk must not end a run that can go on
             print(f"apar: {LOG_FILE}: {error}", file=sys.stderr)
+
+    def _add(self, line: dict[str, Any]) -> None:
+        self._lines.append(line)
+        self._write()
         if self._shown and "save_error" not in line:
             measures = line.get("heldout", line)
             shown = "  ".join(

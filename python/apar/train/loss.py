@@ -65,20 +65,19 @@ class HeldoutSums:
         logits[behind_control, grammar.fork_id] = -torch.inf
         chosen = logits.argmax(-1)
         forks, fork_chosen = targets == grammar.fork_id, chosen == grammar.fork_id
-        found = [
-            losses[~is_detail].sum(),
-            (~is_detail).sum(),
-            losses[is_detail].sum(),
-            is_detail.sum(),
-            (chosen == targets).sum(),
-            (forks & fork_chosen).sum(),
-            (forks & ~fork_chosen).sum(),
-            (~forks & fork_chosen).sum(),
-        ]
-        for field, value in zip(
-            dataclasses.fields(self), torch.stack([v.double() for v in found]).tolist(), strict=True
-        ):
-            setattr(self, field.name, getattr(self, field.name) + value)
+        found = {
+            "trunk_loss": losses[~is_detail],
+            "trunk_targets": ~is_detail,
+            "detail_loss": losses[is_detail],
+            "detail_targets": is_detail,
+            "right_tokens": chosen == targets,
+            "hits": forks & fork_chosen,
+            "misses": forks & ~fork_chosen,
+            "false_alarms": ~forks & fork_chosen,
+        }
+        sums = torch.stack([values.sum().double() for values in found.values()]).tolist()
+        for name, value in zip(found, sums, strict=True):
+            setattr(self, name, getattr(self, name) + value)
 
     def to_tensor(self, device: torch.device) -> torch.Tensor:
         return torch.tensor(dataclasses.astuple(self), dtype=torch.float64, device=device)

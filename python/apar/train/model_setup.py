@@ -9,10 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PretrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig
 
-from apar.grammar import KNOWN_CONTROL_TOKENS, Grammar
-from apar.loading import UNREADABLE_WEIGHTS, check_architecture, complete_published_tokenizer, num_token_ids
+from apar.grammar import KNOWN_CONTROL_TOKENS, MAX_DEPTH, Grammar
+from apar.loading import (
+    INVALID_CONFIG,
+    UNREADABLE_WEIGHTS,
+    check_architecture,
+    complete_published_tokenizer,
+    num_token_ids,
+    read_config,
+    read_tokenizer,
+)
 from apar.templates import TEMPLATES
 from apar.train.config import LoraConfig, TrainConfig, nearest
 
@@ -25,6 +33,18 @@ RELATED_WORDS = {
 # Keys that models look for in a configuration whose class does not have them.
 READ_WHERE_GIVEN = {"head_dim"}
 
+# What shapes sampling, with the values that do not, as transformers has them.
+SAMPLING_VALUES = {
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+    "min_p": None,
+    "top_h": None,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+}
+
 
 def load_tokenizer(config: TrainConfig) -> tuple[Any, Grammar]:
     """The tokenizer with control tokens and chat template, and its grammar.
@@ -32,10 +52,8 @@ def load_tokenizer(config: TrainConfig) -> tuple[Any, Grammar]:
     Raises ValueError: there is none, it cannot take new tokens, it has no end-of-sequence token.
     """
     source = config.tokenizer or config.model
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except Exception as error:  # transformers raises many types here, some of them bare KeyError and TypeError
-        raise ValueError(f"tokenizer: none found at {source!r} ({error})") from error
+    with _errors_as(f"tokenizer: none found at {source!r}", ValueError):
+        tokenizer = read_tokenizer(source)
     names = _control_names(tokenizer, config)
     missing = [name for name in names if name not in tokenizer.get_vocab()]
     if missing:
@@ -62,10 +80,11 @@ def load_model(config: TrainConfig, tokenizer: Any, grammar: Grammar) -> Any:
     if isinstance(config.model, dict):
         model = _new_model(config.model["config"], tokenizer)
     else:
-        model = _saved_model(config.model, num_token_ids(tokenizer))
-        _start_control_embeddings(
-            model, tokenizer, grammar, AutoTokenizer.from_pretrained(config.tokenizer or config.model)
-        )
+        model = _saved_model(config.model)
+        saved_rows = model.get_input_embeddings().weight.shape[0]
+        _make_room(model, num_token_ids(tokenizer), config.model)
+        before = read_tokenizer(config.tokenizer or config.model)
+        _start_control_embeddings(model, tokenizer, grammar, before, saved_rows)
     positions = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     if positions is not None and config.length > positions:
         raise ValueError(f"length: {config.length} tokens, expected at most {positions}, the positions of the model")
@@ -75,18 +94,29 @@ def load_model(config: TrainConfig, tokenizer: Any, grammar: Grammar) -> Any:
     return model
 
 
-def prepare_for_saving(model: Any, grammar: Grammar, tokenizer: Any, depth: int) -> None:
-    """What whoever loads the model must find in its configurations. depth: levels of branches that it has learned."""
-    model.config.use_cache = True
+def prepare_generation(model: Any, grammar: Grammar, tokenizer: Any, depth: int) -> None:
+    """Write what whoever loads the model must find in its generation config. depth: levels of branches that it learns.
+
+    What others published with values that have no effect, transformers refuses to write once it is changed: a
+    temperature or the like says that the model is to be sampled from; a negative id stands for no padding token.
+
+    Raises ValueError: it could not be written even so.
+    """
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
     generation = model.generation_config if model.generation_config is not None else GenerationConfig()
     generation._from_model_config = False  # else loading derives it from the model's configuration once more
     generation.fork_token_id, generation.child_token_id = grammar.fork_id, grammar.child_id
-    generation.fork_max_depth = max(depth, 2)
+    generation.fork_max_depth = min(max(depth, 2), MAX_DEPTH)
     generation.fork_newlines = "exact"  # whatever the names of the control tokens: separators are tokens here
     if generation.eos_token_id is None:
         generation.eos_token_id = tokenizer.eos_token_id
-    if generation.pad_token_id is None and tokenizer.pad_token_id is not None:
+    if generation.pad_token_id is None or generation.pad_token_id < 0:
         generation.pad_token_id = tokenizer.pad_token_id
+    values = {name: getattr(generation, name, None) for name in SAMPLING_VALUES}
+    if any(value is not None and value != SAMPLING_VALUES[name] for name, value in values.items()):
+        generation.do_sample = True
+    with _errors_as("model: its generation config cannot be written", ValueError):
+        generation.validate(strict=True)
     model.generation_config = generation
 
 
@@ -122,22 +152,27 @@ def _chat_template(name_or_path: str) -> str:
         ) from error
 
 
-def _saved_model(path_or_id: str, num_tokens: int) -> Any:
-    """With at least ``num_tokens`` embeddings: spare ones are kept."""
-    with _errors_as(f"model: none found at {path_or_id!r}", OSError, ValueError):
-        config = AutoConfig.from_pretrained(path_or_id)
+def _saved_model(path_or_id: str) -> Any:
+    try:
+        config = read_config(path_or_id)
+    except ValueError as error:
+        raise ValueError(f"model: {error}") from error
     check_architecture(config)
-    with _errors_as(f"model: the weights at {path_or_id!r} cannot be read", ValueError, *UNREADABLE_WEIGHTS):
-        model = AutoModelForCausalLM.from_pretrained(path_or_id, dtype=torch.float32)
+    with _errors_as(f"model: the weights at {path_or_id!r} cannot be read", *INVALID_CONFIG, *UNREADABLE_WEIGHTS):
+        return AutoModelForCausalLM.from_pretrained(path_or_id, dtype=torch.float32)
+
+
+def _make_room(model: Any, num_tokens: int, path_or_id: str) -> None:
+    """See that there are at least ``num_tokens`` embeddings: spare ones are kept."""
     known = model.get_input_embeddings().weight.shape[0]
-    if num_tokens > known:
-        no_room = (
-            f"model: {path_or_id!r} has {known} embeddings and takes no more, expected room for the "
-            f"{num_tokens} tokens of the tokenizer"
-        )
-        with _errors_as(no_room, NotImplementedError, ValueError, RuntimeError):
-            model.resize_token_embeddings(num_tokens, mean_resizing=False)
-    return model
+    if num_tokens <= known:
+        return
+    no_room = (
+        f"model: {path_or_id!r} has {known} embeddings and takes no more, expected room for the "
+        f"{num_tokens} tokens of the tokenizer"
+    )
+    with _errors_as(no_room, NotImplementedError, ValueError, RuntimeError):
+        model.resize_token_embeddings(num_tokens, mean_resizing=False)
 
 
 def _new_model(values: dict[str, Any], tokenizer: Any) -> Any:
@@ -149,12 +184,11 @@ def _new_model(values: dict[str, Any], tokenizer: Any) -> Any:
             f"model.config.vocab_size: {values['vocab_size']}, expected at least {num_tokens}, the tokenizer's size"
         )
     cannot = "model.config: no model can be made of it"
-    errors = (ValueError, TypeError, KeyError, RuntimeError, ZeroDivisionError)
-    with _errors_as(cannot, *errors):
+    with _errors_as(cannot, *INVALID_CONFIG):
         config = AutoConfig.for_model(**values)
     _check_config_keys(config, values)
     check_architecture(config)
-    with _errors_as(cannot, *errors):
+    with _errors_as(cannot, RuntimeError, *INVALID_CONFIG):
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
@@ -175,18 +209,23 @@ def _errors_as(text: str, *errors: type[Exception]) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _start_control_embeddings(model: Any, tokenizer: Any, grammar: Grammar, before: Any) -> None:
-    """Only tokens that the tokenizer ``before`` did not have: a model that knows its control tokens keeps them."""
+def _start_control_embeddings(model: Any, tokenizer: Any, grammar: Grammar, before: Any, saved_rows: int) -> None:
+    """Only tokens that are new: a model that knows its control tokens keeps them.
+
+    before: the tokenizer as it was saved. saved_rows: of the embedding, as it was saved.
+    """
     known = before.get_vocab()
     output = model.get_output_embeddings()
     for kind, token in (("fork", grammar.fork_id), ("child", grammar.child_id)):
-        if tokenizer.convert_ids_to_tokens(token) in known:
+        if token < saved_rows and tokenizer.convert_ids_to_tokens(token) in known:
             continue
         related = sorted(
             {
                 ids[-1]
                 for word in RELATED_WORDS[kind]
-                if (ids := before(word, add_special_tokens=False)["input_ids"]) and ids[-1] != before.unk_token_id
+                if (ids := before(word, add_special_tokens=False)["input_ids"])
+                and ids[-1] != before.unk_token_id
+                and ids[-1] < saved_rows
             }
         )
         weights = [model.get_input_embeddings().weight]
@@ -195,7 +234,7 @@ def _start_control_embeddings(model: Any, tokenizer: Any, grammar: Grammar, befo
         if output is not None and getattr(output, "bias", None) is not None:
             weights.append(output.bias)
         for weight in weights:
-            weight[token] = weight[related].mean(0) if related else weight[: len(known)].mean(0)
+            weight[token] = weight[related].mean(0) if related else weight[: min(len(known), saved_rows)].mean(0)
 
 
 def _with_lora(model: Any, lora: LoraConfig, grammar: Grammar) -> Any:

@@ -18,6 +18,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+MAX_BRANCHES = np.iinfo(np.int16).max
+"""Branches of a tree with its trunk."""
 TokenTree = list["list[int] | TokenTree"]
 """A branch as tokens: ``[ids, child, ids, child, ..., ids]``, the ids between its forks and its children in turn.
 Control and end tokens are not part of it."""
@@ -76,8 +78,8 @@ def pack_tree(prompt_ids: Sequence[int], tree: TokenTree, fork_id: int, child_id
         pending.append((node, number, place + 2))
         pending.append((node[place + 1], num_branches, 0))
         num_branches += 1
-    if num_branches > np.iinfo(np.int16).max:
-        raise ValueError(f"tree: it has {num_branches} branches, expected at most {np.iinfo(np.int16).max}")
+    if num_branches > MAX_BRANCHES:
+        raise ValueError(f"tree: it has {num_branches} branches, expected at most {MAX_BRANCHES}")
     return PackedTree(np.array(token_ids, np.int32), np.array(branch, np.int16))
 
 
@@ -106,6 +108,17 @@ def lay_out(branch: np.ndarray) -> Layout:
     ends = np.empty(count, np.int32)
     ends[order] = np.repeat(last + 1, lengths)
     return Layout(positions, ends, after)
+
+
+def learned_levels(branch: np.ndarray) -> list[int]:
+    """The levels of the branches below the trunk that a packed tree learns, each once; that of the trunk is 1."""
+    number = np.where(branch < 0, ~branch, branch)
+    branches, first = np.unique(number, return_index=True)
+    learned = set(branch[branch > 0].tolist())
+    levels = {0: 1}
+    for own, place in zip(branches[1:].tolist(), first[1:].tolist(), strict=True):
+        levels[own] = levels[int(number[place - 1])] + 1  # in front of a child stands the fork token of its parent
+    return [levels[own] for own in sorted(learned)]
 
 
 def split_tree(tree: PackedTree, length: int) -> tuple[list[PackedTree], int]:

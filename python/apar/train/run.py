@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, TrainingArguments
+from transformers import PrinterCallback, SchedulerType, TrainerCallback, TrainingArguments, get_scheduler
 from transformers.utils import logging
 
 from apar.data import TreeRecord, read_trees
@@ -24,17 +24,23 @@ from apar.train.config import TrainConfig, nearest
 from apar.train.dataset import RowDataset, TreeStore
 from apar.train.encoding import TreeEncoder
 from apar.train.log import RunLog
-from apar.train.model_setup import load_model, load_tokenizer, prepare_for_saving
+from apar.train.model_setup import load_model, load_tokenizer, prepare_generation
 from apar.train.resume import check_resumed, run_facts
 from apar.train.saving import WRITE_ERRORS, checkpoints, whole_files, write_text_whole
 from apar.train.trainer import TreeTrainer
 
 _TRAINING_FIELDS = {field.name: field for field in dataclasses.fields(TrainingArguments) if field.init}
-# What Trainer would do with these, TreeTrainer does not: rows and their order are made beforehand, the loss is its own.
+# What Trainer would do with these, TreeTrainer does not: rows and their order are made beforehand, the loss, the
+# evaluation and the checkpoints are its own, and a resumed run is the one that was interrupted.
 _WITHOUT_EFFECT = (
-    *("auto_find_batch_size", "data_seed", "deepspeed", "group_by_length", "label_smoothing_factor"),
-    *("load_best_model_at_end", "num_train_epochs", "resume_from_checkpoint", "train_sampling_strategy"),
+    *("auto_find_batch_size", "batch_eval_metrics", "bf16_full_eval", "data_seed", "dataloader_drop_last", "deepspeed"),
+    *("do_eval", "do_predict", "do_train", "eval_accumulation_steps", "eval_do_concat_batches", "fp16"),
+    *("eval_use_gather_object", "fp16_full_eval", "group_by_length", "ignore_data_skip", "include_for_metrics"),
+    *("label_names", "label_smoothing_factor", "length_column_name", "load_best_model_at_end", "num_train_epochs"),
+    *("prediction_loss_only", "resume_from_checkpoint", "save_only_model", "train_sampling_strategy"),
+    *("use_liger_kernel", "liger_kernel_config", "use_cache"),
 )
+_SCHEDULES_WITHOUT_OPTIONS = (SchedulerType.CONSTANT, SchedulerType.CONSTANT_WITH_WARMUP)  # it passes over them
 SUMMARY_FILE = "training.json"
 
 
@@ -58,24 +64,22 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
     tokenizer, grammar = load_tokenizer(config)
     model = load_model(config, tokenizer, grammar)
     stores, counts = _read_data(config, tokenizer, grammar)
+    prepare_generation(model, grammar, tokenizer, counts["train"]["depth"])
     rows_per_step = config.rows * config.accumulate * int(os.environ.get("WORLD_SIZE", "1"))
+    rows = RowDataset(stores["train"], seed=config.seed, weighting=config.weighting, detail_weight=config.detail_weight)
     steps = config.steps
     if steps is None:
-        steps = max(1, math.ceil(len(RowDataset(stores["train"], seed=config.seed)) * config.epochs / rows_per_step))
-    facts = run_facts(config, stores["train"], rows_per_step)
+        steps = max(1, math.ceil(len(rows) * config.epochs / rows_per_step))
+    rows.resize(steps * rows_per_step)
+    control_tokens = tokenizer.convert_ids_to_tokens([grammar.fork_id, grammar.child_id])
+    facts = run_facts(config, model, control_tokens, stores["train"], rows_per_step)
     if last is not None:
         check_resumed(last, facts, steps)
-    rows = RowDataset(
-        stores["train"],
-        num_rows=steps * rows_per_step,
-        seed=config.seed,
-        weighting=config.weighting,
-        detail_weight=config.detail_weight,
-    )
-    heldout = RowDataset(stores["heldout"], shuffled=False) if len(stores["heldout"]) else None
+    heldout = RowDataset(stores["heldout"]) if len(stores["heldout"]) else None
     arguments = _training_arguments(config, steps, heldout is not None, arguments)
-    implementation = implementation_for(arguments.device) if config.attention == "auto" else config.attention
+    implementation = implementation_for(arguments.device, model.config, config.attention)
     model.set_attn_implementation(implementation)
+    _check_optimizer(arguments, model)
     progress = sys.stderr.isatty()
     if not progress:
         logging.disable_progress_bar()
@@ -92,18 +96,15 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
         keep_checkpoints=config.keep_checkpoints,
         facts=facts,
         optimizer_and_options=(muon.make_muon, muon_options) if config.optimizer == muon.NAME else None,
-        callbacks=[log],
+        callbacks=[log, _Replacing(checkpoints(output) if overwrite else [])],
     )
     trainer.remove_callback(PrinterCallback)  # the log says the same
     if trainer.is_world_process_zero():
         _print_facts(model, counts, stores, rows, steps)
-        if overwrite:
-            for folder in checkpoints(output):
-                shutil.rmtree(folder)
     trainer.train(resume_from_checkpoint=None if last is None else str(last))
     if heldout is not None and not config.evaluate_every:
         trainer.evaluate()
-    _save(trainer, config, output, grammar, tokenizer, counts["train"]["depth"])
+    _save(trainer, config, output, tokenizer)
     if trainer.is_world_process_zero():
         summary = {
             "config": dataclasses.asdict(config),
@@ -113,11 +114,24 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
         }
         summary["seconds"] = round(time.perf_counter() - started_at, 1)
         summary["save_errors"] = trainer.save_errors
-        write_text_whole(output / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
+        write_text_whole(output / SUMMARY_FILE, json.dumps(summary, indent=2, default=str) + "\n")
         if not config.keep_checkpoints:
             for folder in checkpoints(output):
                 shutil.rmtree(folder, ignore_errors=True)
     return output
+
+
+class _Replacing(TrainerCallback):
+    """Removes the checkpoints of the run that this one replaces when this one is known to work: after a step."""
+
+    def __init__(self, folders: list[Path]) -> None:
+        self._folders = folders
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            for folder in self._folders:
+                shutil.rmtree(folder)
+        self._folders = []
 
 
 def _read_data(config: TrainConfig, tokenizer: Any, grammar: Any) -> tuple[dict[str, TreeStore], dict[str, Any]]:
@@ -155,6 +169,11 @@ def _arguments_beside(config: TrainConfig) -> dict[str, Any]:
             raise ValueError(f"trainer.{name}: is set by the keys of the config itself, expected none")
         if name in _WITHOUT_EFFECT:
             raise ValueError(f"trainer.{name}: cannot be followed here, expected none")
+        choices = _TRAINING_FIELDS[name].metadata.get("choices")
+        if choices is not None and config.trainer[name] not in list(choices):
+            raise ValueError(
+                f"trainer.{name}: expected one of {', '.join(map(str, choices))}, got {config.trainer[name]!r}"
+            )
     if config.trainer.get("fsdp"):
         if config.lora is not None:
             raise ValueError("lora: cannot be merged from shards, expected no trainer.fsdp")
@@ -175,9 +194,9 @@ def _number_if_asked(name: str, value: Any) -> Any:
 
 def _arguments_of(config: TrainConfig, steps: int, has_heldout: bool) -> dict[str, Any]:
     warmup = config.warmup_steps if config.warmup_steps is not None else math.ceil(config.warmup_ratio * steps)
-    schedule, schedule_options = config.schedule, {}
+    schedule, schedule_options = config.schedule, config.schedule_options
     if config.min_learning_rate and schedule == "cosine":
-        schedule, schedule_options = "cosine_with_min_lr", {"min_lr": config.min_learning_rate}
+        schedule, schedule_options = "cosine_with_min_lr", schedule_options | {"min_lr": config.min_learning_rate}
     has_gpu = torch.cuda.is_available()
     # transformers is changing the name.
     checkpointing = next(
@@ -225,8 +244,36 @@ def _training_arguments(
         arguments = TrainingArguments(**_arguments_of(config, steps, has_heldout), **beside)
     except (ValueError, TypeError) as error:
         raise ValueError(f"config: transformers.TrainingArguments does not take it ({error})") from error
+    _check_schedule(arguments, steps)
     arguments._n_gpu = min(1, arguments.n_gpu)  # a batch is one sequence, which DataParallel cannot cut; use torchrun
     return arguments
+
+
+def _check_schedule(arguments: TrainingArguments, steps: int) -> None:
+    """Raise ValueError where the schedule lacks an option or has one that it does not know, which Trainer finds when it
+    begins.
+    """
+    if arguments.lr_scheduler_kwargs and arguments.lr_scheduler_type in _SCHEDULES_WITHOUT_OPTIONS:
+        raise ValueError(f"schedule, schedule_options: {arguments.lr_scheduler_type.value} takes none")
+    weight = torch.nn.Parameter(torch.zeros(1))
+    try:
+        get_scheduler(
+            arguments.lr_scheduler_type,
+            torch.optim.SGD([weight], arguments.learning_rate),
+            num_warmup_steps=arguments.get_warmup_steps(steps),
+            num_training_steps=steps,
+            scheduler_specific_kwargs=arguments.lr_scheduler_kwargs,
+        )
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"schedule, schedule_options: the schedule cannot be made ({error})") from error
+
+
+def _check_optimizer(arguments: TrainingArguments, model: Any) -> None:
+    """Raise ValueError where the optimizer needs a package that is not there, or an option."""
+    try:
+        TreeTrainer.get_optimizer_cls_and_kwargs(arguments, model)
+    except (ValueError, ImportError, RuntimeError) as error:
+        raise ValueError(f"optimizer: it cannot be made ({error})") from error
 
 
 def _output_state(config: TrainConfig, resume: bool, overwrite: bool) -> Path | None:
@@ -251,12 +298,12 @@ def _output_state(config: TrainConfig, resume: bool, overwrite: bool) -> Path | 
     return None
 
 
-def _save(trainer: TreeTrainer, config: TrainConfig, output: Path, grammar: Any, tokenizer: Any, depth: int) -> None:
+def _save(trainer: TreeTrainer, config: TrainConfig, output: Path, tokenizer: Any) -> None:
     """The model beside its checkpoints; the files are moved there when all of them are written."""
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     if config.lora is not None:
         model = model.merge_and_unload()
-    prepare_for_saving(model, grammar, tokenizer, depth)
+    model.config.use_cache = True  # which training does without
     state = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else model.state_dict()
     if not trainer.is_world_process_zero():
         return

@@ -60,11 +60,13 @@ def whole_files(folder: Path) -> Iterator[Path]:
 
 
 def move_files(source: Path, target: Path) -> None:
-    """Move every file of a folder into another one, each replaced at once; the configuration last.
+    """Move every file of a folder into another one. The old configuration goes first and the new one comes last:
+    without it there is no model, so that nobody reads one that is half of each.
 
     What another model left there and would be read with this one, weights and a chat template, is removed.
     """
     target.mkdir(parents=True, exist_ok=True)
+    (target / "config.json").unlink(missing_ok=True)
     names = {path.name for path in source.iterdir()}
     for path in itertools.chain(target.glob("model*.safetensors*"), target.glob("chat_template.jinja")):
         if path.name not in names:

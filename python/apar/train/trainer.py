@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 from transformers import Trainer, TrainingArguments
+from transformers.trainer import TRAINING_ARGS_NAME
 
 from apar.grammar import Grammar
 from apar.train.dataset import RowDataset, collate
@@ -183,6 +184,29 @@ class TreeTrainer(Trainer):
         (unfinished / RUN_FILE).write_text(json.dumps(self._facts, indent=1) + "\n", encoding="utf-8")
         end_folder(folder)
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        """Weights under the names that they have in memory, by which Trainer looks for them: the names of published
+        models, which are written otherwise, differ where experts are one tensor here and many there.
+        """
+        if not self.args.should_save:
+            return
+        folder = self.args.output_dir if output_dir is None else output_dir
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        model.save_pretrained(folder, state_dict=state_dict, save_original_format=False)
+        torch.save(self.args, Path(folder) / TRAINING_ARGS_NAME)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """An error, where Trainer warns: a weight that is not in the checkpoint would be that of the first step."""
+        weights = self.model.state_dict(keep_vars=True)
+        missing = set(load_result.missing_keys)
+        loaded = {id(weight) for name, weight in weights.items() if name not in missing}
+        missing = {name for name in missing if id(weights[name]) not in loaded}  # a tied weight is there once
+        if missing or load_result.unexpected_keys:
+            raise ValueError(
+                f"resume: the checkpoint has the weights of another model: missing {_some(missing)}, "
+                f"unexpected {_some(load_result.unexpected_keys)}"
+            )
+
     # Numbers that are none
 
     def _remember(self, inputs: dict[str, torch.Tensor]) -> None:
@@ -205,8 +229,11 @@ class TreeTrainer(Trainer):
             data = f"the step's data is in {folder}"
         except WRITE_ERRORS as error:
             data = f"the step's data could not be written ({error})"
+        # What lies there before the first step is done is of a run that this one was to replace.
+        found = checkpoints(folder.parent) if step else []
+        before = f"the last checkpoint is {found[-1]}" if found else "there is no checkpoint"
         raise FloatingPointError(
-            f"step {step}: the {what} is {value}, expected a number; {data}, and the last checkpoint is from before. "
+            f"step {step}: the {what} is {value}, expected a number; {data}; {before}. "
             "A lower learning_rate or max_grad_norm may help"
         )
 
@@ -220,3 +247,9 @@ class TreeTrainer(Trainer):
             self.tokenizer.decode(ids) for batch in batches for ids in batch["input_ids"].view(batch["ends"].shape)
         ]
         (folder / f"rows{suffix}.json").write_text(json.dumps(texts, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def _some(names: Collection[str]) -> str:
+    """The first names of many."""
+    shown = ", ".join(sorted(names)[:3]) or "none"
+    return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -22,6 +22,8 @@ TINY_LLAMA = {
     "tie_word_embeddings": True,
 }
 
+TINY_MIXTRAL = TINY_LLAMA | {"model_type": "mixtral", "num_local_experts": 3, "num_experts_per_tok": 2}
+
 ANSWERS = {
     "Tips?": [
         {"text": "Two tips.\n1. Sleep:", "detail": [{"text": " go to bed."}]},

@@ -9,11 +9,12 @@ import yaml
 from apar.cli import main
 from apar.train import load_config, train
 from apar.train.config import LoraConfig, TrainConfig, from_dict
+from apar.train.log import read_log
 
 from tests.apar.train.runs import TINY_LLAMA, tiny_run
 
 LEAST = {"model": "some/model", "data": "trees.jsonl", "output": "out", "steps": 10}
-EXAMPLES = sorted((Path(__file__).parents[3] / "bench" / "train").glob("*.yaml"))
+EXAMPLES = sorted((Path(__file__).parents[3] / "bench" / "train").rglob("*.yaml"))
 
 
 def written(folder: Path, values: object) -> Path:
@@ -40,7 +41,22 @@ def test_examples_are_configs(path: Path) -> None:
 
 
 def test_there_are_examples() -> None:
-    assert EXAMPLES
+    assert {"train/tune.yaml", "default/first.yaml"} <= {"/".join(path.parts[-2:]) for path in EXAMPLES}
+
+
+def test_numbers_that_yaml_reads_as_texts(tmp_path: Path) -> None:
+    model = TINY_LLAMA | {"rms_norm_eps": "1e-6", "hidden_size": "256", "rope_parameters": {"rope_theta": "1e4"}}
+    values = LEAST | {"model": {"config": model}, "tokenizer": "t", "schedule_options": {"min_lr": "1e-5", "a": "b"}}
+    config = load_config(written(tmp_path, values))
+    found = config.model["config"]
+    assert (found["rms_norm_eps"], found["rope_parameters"]["rope_theta"]) == (1e-6, 1e4)
+    assert type(found["hidden_size"]) is int
+    assert config.schedule_options == {"min_lr": 1e-5, "a": "b"}
+
+
+def test_a_template_is_not_the_file_of_its_name(tmp_path: Path) -> None:
+    (tmp_path / "vicuna").mkdir()
+    assert load_config(written(tmp_path, LEAST | {"chat_template": "vicuna"})).chat_template == "vicuna"
 
 
 @pytest.mark.parametrize(
@@ -82,6 +98,7 @@ def test_there_are_examples() -> None:
         ({"model": {"config": TINY_LLAMA}}, "tokenizer: expected a folder, since a new model brings none"),
         ({"model": {"konfig": {}}}, r"model.konfig: unknown key, did you mean config\?"),
         ({"model": {"config": {"hidden_size": 3}}}, "model.config.model_type: missing"),
+        ({"optimizer": "muon", "lora": {"rank": 2}}, "optimizer: muon is for whole matrices, .* with lora"),
     ],
 )
 def test_a_bad_file_is_told_by_its_key(tmp_path: Path, changes: dict, message: str) -> None:
@@ -135,6 +152,15 @@ def test_the_extra_is_named_where_it_is_missing(monkeypatch, capsys) -> None:
         ({"trainer": {"learning_rate": 1}}, "trainer.learning_rate: is set by the keys of the config itself"),
         ({"trainer": {"num_train_epochs": 1}}, r"trainer\.num_train_epochs: cannot be followed here"),
         ({"trainer": {"adam_epsilon": "tiny"}}, r"trainer\.adam_epsilon: expected a number, got 'tiny'"),
+        ({"trainer": {"ignore_data_skip": True}}, r"trainer\.ignore_data_skip: cannot be followed here"),
+        ({"trainer": {"fp16": True}}, r"trainer\.fp16: cannot be followed here"),
+        ({"trainer": {"log_level": "verbose"}}, r"trainer\.log_level: expected one of .*info.*, got 'verbose'"),
+        ({"schedule": "warmup_stable_decay"}, "schedule, schedule_options: .*num_decay_steps"),
+        ({"schedule_options": {"cycles": 2}}, "schedule, schedule_options: .*cycles"),
+        ({"schedule": "constant", "schedule_options": {"a": 2}}, "schedule, schedule_options: constant takes none"),
+        ({"model": {"config": TINY_LLAMA | {"hidden_act": 3}}}, "model.config: no model can be made of it"),
+        ({"model": {"config": TINY_LLAMA | {"hidden_size": 33}}}, "model.config: no model can be made of it"),
+        ({"model": {"config": TINY_LLAMA | {"dtype": "foo"}}}, "model.config: no model can be made of it"),
         ({"lora": {"rank": 2}, "trainer": {"fsdp": "full_shard"}}, "lora: cannot be merged from shards"),
         ({"optimizer": "muon", "trainer": {"fsdp": "full_shard"}}, "optimizer: muon needs whole matrices"),
         (
@@ -148,7 +174,7 @@ def test_the_extra_is_named_where_it_is_missing(monkeypatch, capsys) -> None:
         ({"model": {"config": TINY_LLAMA | {"vocab_size": 30}}}, "model.config.vocab_size: 30, expected at least"),
         ({"model": {"config": TINY_LLAMA | {"num_attention_heads": 0}}}, "model.config: no model can be made of it"),
         ({"model": {"config": {"model_type": "lama"}}}, "model.config: no model can be made of it"),
-        ({"model": "/nowhere/model"}, "model: none found at '/nowhere/model'"),
+        ({"model": "/nowhere/model"}, "model: no model found at '/nowhere/model'"),
         ({"tokenizer": "/nowhere/tokenizer"}, "tokenizer: none found at '/nowhere/tokenizer'"),
         ({"chat_template": "/nowhere"}, "chat_template: expected one of vicuna or a file, got '/nowhere'"),
     ],
@@ -160,3 +186,12 @@ def test_what_only_a_run_can_know_is_an_error_before_anything_is_written(
     with pytest.raises(ValueError, match=message):
         train(config)
     assert not Path(config.output).exists()
+
+
+def test_a_schedule_gets_its_options(tmp_path: Path) -> None:
+    options = {"num_decay_steps": 2, "min_lr_ratio": 0.5}
+    changes = {"schedule": "warmup_stable_decay", "schedule_options": options, "warmup_steps": 0, "steps": 4}
+    output = train(tiny_run(tmp_path, **changes))
+    rates = [line["learning_rate"] for line in read_log(output / "log.jsonl") if "loss" in line]
+    assert rates[:2] == [1e-3] * 2
+    assert 5e-4 <= rates[-1] < 1e-3

@@ -8,7 +8,7 @@ from apar.grammar import Grammar
 from apar.output import Branch, Output, Stats, make_output
 from apar.prompts import encode_prompts
 from apar.train.encoding import TreeEncoder
-from apar.train.packing import PackedTree
+from apar.train.packing import PackedTree, learned_levels
 from apar.tree import ParagraphTree
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -76,7 +76,7 @@ def test_ordinary_text_comes_through(kind: str) -> None:
     ]
     [found] = encoder.encode([record(paragraphs)])
     assert encoder.counts.changed_texts == encoder.counts.unusable == encoder.counts.joined_details == 0
-    assert (encoder.counts.forks, encoder.counts.depth) == (3, 3)
+    assert sorted(learned_levels(found.branch)) == [2, 2, 3]
     output = as_output(found, tokenizer, Grammar.from_tokenizer(tokenizer))
     assert output.tree.to_dict() == ParagraphTree.from_dict(paragraphs).to_dict()
 
@@ -155,5 +155,11 @@ def test_what_cannot_be_encoded_is_counted() -> None:
     records = [TreeRecord(prompt, ParagraphTree("a")) for prompt in ("", "How? [Fork]", "How?")]
     assert len(list(encoder.encode(records))) == 1
     assert encoder.counts.unusable == 2
+    with pytest.MonkeyPatch.context() as patch:  # 32,767 branches take their time
+        patch.setattr("apar.train.encoding.MAX_BRANCHES", 2)
+        trees = [[{"text": "a", "detail": [{"text": "b"}]}] * number for number in (1, 2)]
+        records = [TreeRecord("How?", ParagraphTree.from_dict(tree)) for tree in trees]
+        assert len(list(encoder.encode(records))) == 1
+    assert encoder.counts.unusable == 3
     with pytest.raises(ValueError, match="expected a fork and a child token"):
         TreeEncoder(tokenizer, Grammar())

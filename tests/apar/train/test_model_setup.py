@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from apar.grammar import MAX_DEPTH, Grammar
 from apar.templates import TEMPLATES
-from apar.train.model_setup import RELATED_WORDS, load_model, load_tokenizer
+from apar.train.model_setup import RELATED_WORDS, load_model, load_tokenizer, prepare_generation
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tests.apar.tiny_tokenizers import byte_level_tokenizer, sentencepiece_tokenizer
 from tests.apar.train.runs import TINY_LLAMA, tiny_run
@@ -65,6 +66,40 @@ def test_a_model_that_knows_its_control_tokens_keeps_them(tmp_path: Path) -> Non
     assert torch.equal(
         load_model(config, tokenizer, grammar).get_input_embeddings().weight, old.get_input_embeddings().weight
     )
+
+
+def test_control_tokens_that_only_the_tokenizer_knows_are_new(tmp_path: Path) -> None:
+    before = byte_level_tokenizer((), chat=True)
+    old = saved_model(tmp_path / "base", before)
+    byte_level_tokenizer(chat=True).save_pretrained(tmp_path / "knows")
+    config = tiny_run(tmp_path, model=str(tmp_path / "base"), tokenizer=str(tmp_path / "knows"))
+    tokenizer, grammar = load_tokenizer(config)
+    embeddings = load_model(config, tokenizer, grammar).get_input_embeddings().weight
+    assert grammar.fork_id == len(before)
+    ids = {before(word, add_special_tokens=False)["input_ids"][-1] for word in RELATED_WORDS["fork"]}
+    expected = old.get_input_embeddings().weight[sorted(ids)].mean(0)
+    assert torch.allclose(embeddings[grammar.fork_id], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2}])
+def test_the_generation_config_can_be_written(tmp_path: Path, lora: dict | None) -> None:
+    saved_model(tmp_path / "base", byte_level_tokenizer((), chat=True))
+    published = {"temperature": 0.9, "top_p": 0.6, "pad_token_id": -1}  # as vicuna-7b-v1.5 has it
+    (tmp_path / "base" / "generation_config.json").write_text(json.dumps(published))
+    config = tiny_run(tmp_path, model=str(tmp_path / "base"), tokenizer=None, lora=lora)
+    tokenizer, grammar = load_tokenizer(config)
+    model = load_model(config, tokenizer, grammar)
+    prepare_generation(model, grammar, tokenizer, depth=MAX_DEPTH + 1)
+    base = model.get_base_model() if lora else model
+    base.generation_config.save_pretrained(tmp_path)
+    found = GenerationConfig.from_pretrained(tmp_path)
+    assert (found.temperature, found.top_p, found.do_sample, found.pad_token_id) == (0.9, 0.6, True, None)
+    assert found.fork_token_id == grammar.fork_id
+    assert Grammar.for_model(base, tokenizer).max_depth == MAX_DEPTH
+    base.generation_config.num_return_sequences = 3
+    base.generation_config.do_sample = base.generation_config.temperature = base.generation_config.top_p = None
+    with pytest.raises(ValueError, match=r"model: its generation config cannot be written .*num_return_sequences"):
+        prepare_generation(model, grammar, tokenizer, depth=2)
 
 
 def test_published_models_have_vicunas_prompt(tmp_path: Path) -> None:
@@ -162,10 +197,20 @@ def test_a_model_without_room(tmp_path: Path, monkeypatch) -> None:
 
 
 def test_weights_that_cannot_be_read(tmp_path: Path) -> None:
-    saved_model(tmp_path, byte_level_tokenizer((), chat=True))
-    (tmp_path / "model.safetensors").write_bytes(b"no weights")
+    model = saved_model(tmp_path, byte_level_tokenizer((), chat=True))
     config = tiny_run(tmp_path, model=str(tmp_path), tokenizer=None)
-    with pytest.raises(ValueError, match=r"model: the weights at .* cannot be read"):
+    unreadable = pytest.raises(ValueError, match=r"model: the weights at .* cannot be read")
+    (tmp_path / "model.safetensors").write_bytes(b"no weights")
+    with unreadable:
+        load_model(config, *load_tokenizer(config))
+    (tmp_path / "model.safetensors").unlink()
+    weights = model.state_dict()
+    torch.save(weights | {"model.norm.weight": torch.ones(3)}, tmp_path / "pytorch_model.bin")
+    with unreadable:
+        load_model(config, *load_tokenizer(config))
+    torch.save(weights, tmp_path / "pytorch_model.bin")
+    (tmp_path / "pytorch_model.bin").write_bytes((tmp_path / "pytorch_model.bin").read_bytes()[:-1000])
+    with unreadable:
         load_model(config, *load_tokenizer(config))
 
 

@@ -127,7 +127,11 @@ def test_trees_that_are_too_long_are_counted(too_long: str) -> None:
     assert store.counts.split_trees == (2 if split else 0)
     assert store.counts.dropped_trees == (1 if split else 3)
     assert store.counts.dropped_branches == (1 if split else 0)
-    assert len(store) == (4 if split else 1)
+    assert len(store) == store.counts.parts == (4 if split else 1)
+    # What is learned: of the trees that were split three details of three and one of two.
+    counts = store.counts
+    assert (counts.trees, counts.trees_with_forks, counts.forks) == ((3, 2, 4) if split else (1, 0, 0))
+    assert counts.depth == (2 if split else 1)
     assert store.counts.tokens == store.lengths.sum()
 
 

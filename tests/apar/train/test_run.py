@@ -19,13 +19,14 @@ import yaml
 from apar.cli import main
 from apar.data import write_trees
 from apar.train import train
-from apar.train.log import draw_losses, read_log
+from apar.train.log import RunLog, draw_losses, read_log
 from apar.train.saving import checkpoints, move_files, write_text_whole
 from apar.train.trainer import TreeTrainer
 from safetensors import safe_open
-from transformers import PreTrainedModel
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel, TrainerControl, TrainerState, TrainingArguments
 
-from tests.apar.train.runs import ANSWERS, TINY_LLAMA, records, tiny_run
+from tests.apar.train.runs import ANSWERS, TINY_LLAMA, TINY_MIXTRAL, records, tiny_run
 
 
 def losses(folder: Path) -> dict[int, float]:
@@ -66,7 +67,13 @@ def test_a_trained_model_decodes_its_trees(tmp_path: Path, tied: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"accumulate": 2, "lora": {"rank": 2, "dropout": 0.3}, "precision": "bfloat16"}]
+    "changes",
+    [
+        {},
+        {"model": {"config": TINY_MIXTRAL}},
+        {"accumulate": 2, "lora": {"rank": 2, "dropout": 0.3}, "precision": "bfloat16"},
+    ],
+    ids=["whole", "experts", "lora"],
 )
 def test_an_interrupted_run_goes_on_as_if_it_was_not(tmp_path: Path, monkeypatch, changes: dict) -> None:
     options = dict(steps=8, save_every=3, log_every=2, rows=1, evaluate_every=4, weight_decay=0.1, **changes)
@@ -172,6 +179,9 @@ def test_only_the_run_of_a_checkpoint_goes_on_from_it(tmp_path: Path) -> None:
         ({"seed": 1}, "seed was 0, is 1"),
         ({"learning_rate": 0.1, "beta2": 0.9}, r"learning_rate was 0\.001, is 0\.1; beta2 was 0\.999, is 0\.9"),
         ({"length": 90}, "length was 96, is 90"),
+        ({"model": {"config": TINY_LLAMA | {"rms_norm_eps": 1e-3}}}, r"model was \{.*, is \{.*'rms_norm_eps': 0.001"),
+        ({"fork_token": "<f>", "child_token": "<c>"}, r"control tokens was \['\[Fork\]', .*, is \['<f>'"),
+        ({"trainer": {"adam_epsilon": 1e-3}}, r"trainer was \{\}, is \{'adam_epsilon': 0.001\}"),
         ({"rows": 1}, "rows of a step .* was 2, is 1"),
         ({"data": str(tmp_path / "other.jsonl")}, "tokens of data was .*, is "),
         ({"steps": 1}, "has 2 steps behind it, expected at most the 1 of this run"),
@@ -182,8 +192,34 @@ def test_only_the_run_of_a_checkpoint_goes_on_from_it(tmp_path: Path) -> None:
     # What may change: how often there is a line, how rows come together to a step, for how long.
     (tmp_path / "trees.jsonl").rename(tmp_path / "moved.jsonl")
     moved = dataclasses.replace(config, data=[str(tmp_path / "moved.jsonl")])
-    train(dataclasses.replace(moved, rows=1, accumulate=2, steps=4, log_every=2), resume=True)
+    other = {"trainer": {"dataloader_num_workers": 0, "logging_first_step": True}}
+    train(dataclasses.replace(moved, rows=1, accumulate=2, steps=4, log_every=2, **other), resume=True)
     assert sorted(losses(output)) == [1, 2, 3, 4]
+    (checkpoints(output)[-1] / "run.json").unlink()
+    with pytest.raises(ValueError, match=r"resume: .* does not say which run made it"):
+        train(moved, resume=True)
+
+
+def test_low_rank_additions_go_on_with_their_base(tmp_path: Path) -> None:
+    """Checkpoints hold the additions alone: on another base they would be another model."""
+    bases = [train(tiny_run(tmp_path, output=str(tmp_path / f"base{seed}"), steps=1, seed=seed)) for seed in (0, 1)]
+    options = {"tokenizer": None, "lora": {"rank": 2}, "steps": 2, "save_every": 1}
+    train(tiny_run(tmp_path, model=str(bases[0]), **options))
+    with pytest.raises(ValueError, match=r"resume: .* is of another run: model was weights \w+, is weights \w+$"):
+        train(tiny_run(tmp_path, model=str(bases[1]), **options), resume=True)
+    moved = shutil.move(bases[0], tmp_path / "moved")
+    train(tiny_run(tmp_path, model=str(moved), **options | {"steps": 3}), resume=True)
+
+
+def test_a_checkpoint_that_lacks_a_weight_is_none(tmp_path: Path) -> None:
+    config = tiny_run(tmp_path, steps=1, save_every=1)
+    [checkpoint] = checkpoints(train(config))
+    weights = load_file(checkpoint / "model.safetensors")
+    weights["model.other.weight"] = weights.pop("model.norm.weight")
+    save_file(weights, checkpoint / "model.safetensors", {"format": "pt"})
+    message = r"resume: .* missing model\.norm\.weight, unexpected model\.other\.weight"
+    with pytest.raises(ValueError, match=message):
+        train(config, resume=True)
 
 
 def test_without_checkpoints_to_keep_there_is_one_at_a_time(tmp_path: Path, monkeypatch) -> None:
@@ -263,7 +299,8 @@ def test_a_loss_that_is_no_number_stops_the_run_and_saves_the_step(tmp_path: Pat
         return plain_step(self, model, *args, **kwargs)
 
     monkeypatch.setattr(TreeTrainer, "training_step", poisoned_step)
-    with pytest.raises(FloatingPointError, match=r"step 3: the loss is nan, expected a number; the step's data is in"):
+    message = r"step 3: the loss is nan, expected a number; the step's data is in .*; the last checkpoint is .*-2\."
+    with pytest.raises(FloatingPointError, match=message):
         train(config)
     output = Path(config.output)
     batches = torch.load(output / "not-a-number-step-3" / "batches.pt")
@@ -390,6 +427,87 @@ def test_overwriting_removes_nothing_before_the_run_begins(tmp_path: Path) -> No
     assert not old.exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": {"config": TINY_LLAMA | {"attention_dropout": 0.1}}}, "llama, attention_dropout: .* dropout 0.1"),
+        ({"attention": "flex_attention"}, "attention: flex_attention cannot be trained with on a cpu device"),
+        ({"optimizer": "grokadamw"}, "optimizer: it cannot be made"),
+    ],
+)
+def test_what_the_first_step_would_not_do_is_told_before(tmp_path: Path, changes: dict, message: str) -> None:
+    if torch.cuda.is_available() and "attention" in changes:
+        pytest.skip("this machine has a GPU, which flex_attention is for")
+    old = tmp_path / "output" / "checkpoint-3"
+    old.mkdir(parents=True)
+    (tmp_path / "output" / "log.jsonl").write_text("the log of another run\n")
+    with pytest.raises(ValueError, match=message):
+        train(tiny_run(tmp_path, **changes), overwrite=True)
+    assert old.exists()
+    assert (tmp_path / "output" / "log.jsonl").read_text() == "the log of another run\n"
+
+
+def test_overwriting_waits_for_the_first_step(tmp_path: Path, monkeypatch) -> None:
+    output = tmp_path / "output"
+    (output / "checkpoint-3").mkdir(parents=True)
+    (output / "log.jsonl").write_text("the log of another run\n")
+    plain_step = TreeTrainer.training_step
+
+    def failing_step(self, model, *args, **kwargs):
+        if self.state.global_step == failing_at:
+            with torch.no_grad():
+                next(model.parameters())[5] = torch.nan
+        return plain_step(self, model, *args, **kwargs)
+
+    monkeypatch.setattr(TreeTrainer, "training_step", failing_step)
+    failing_at = 0
+    with pytest.raises(FloatingPointError, match=r"step 0: .* there is no checkpoint"):
+        train(tiny_run(tmp_path), overwrite=True)
+    assert (output / "checkpoint-3").exists()
+    assert (output / "log.jsonl").read_text() == "the log of another run\n"
+    failing_at = 1
+    with pytest.raises(FloatingPointError, match=r"step 1: .* there is no checkpoint"):
+        train(tiny_run(tmp_path), overwrite=True)
+    assert not checkpoints(output)
+    assert list(losses(output)) == [1]
+
+
+def test_a_run_that_is_shorter_than_its_log_has_a_loss(tmp_path: Path) -> None:
+    output = train(tiny_run(tmp_path, steps=3, log_every=10))
+    assert list(losses(output)) == [3]
+    assert (output / "loss.png").exists()
+
+
+def test_a_line_that_was_cut_off_is_written_again(tmp_path: Path, monkeypatch, capsys) -> None:
+    log = RunLog(tmp_path, tokens_per_step=1, shown=False)
+    arguments, control = TrainingArguments(str(tmp_path)), TrainerControl()
+    state = TrainerState(is_world_process_zero=True)
+    log.on_train_begin(arguments, state, control)
+
+    def add(step: int) -> None:
+        state.global_step = step
+        log.on_step_end(arguments, state, control)
+        log.on_log(arguments, state, control, {"loss": 1.0})
+
+    add(1)
+    plain_open = open
+
+    def full_disk(path, mode="r", **kwargs):
+        file = plain_open(path, mode, **kwargs)
+        file.write('{"step": 2, "lo')
+        file.close()
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", full_disk)
+        add(2)
+    assert "log.jsonl: [Errno 28] No space left" in capsys.readouterr().err
+    assert [line["step"] for line in read_log(tmp_path / "log.jsonl")] == [1]
+    add(3)
+    add(4)
+    assert [line["step"] for line in read_log(tmp_path / "log.jsonl")] == [1, 2, 3, 4]
+
+
 def test_held_out_trees_are_looked_at_in_any_case(tmp_path: Path) -> None:
     folder = train(tiny_run(tmp_path, steps=2))
     assert [line["step"] for line in read_log(folder / "log.jsonl") if "heldout" in line] == [2]
@@ -418,6 +536,25 @@ def test_files_are_replaced_whole(tmp_path: Path) -> None:
         signal.signal(signal.SIGXFSZ, ignored)
     assert (old / "log.jsonl").read_text() == "old"
     assert len(list(old.iterdir())) == 3
+
+
+def test_a_folder_is_never_half_of_two_models(tmp_path: Path, monkeypatch) -> None:
+    new, old = tmp_path / "new", tmp_path / "old"
+    for folder in (new, old):
+        folder.mkdir()
+        for name in ("config.json", "model-1.safetensors", "model-2.safetensors"):
+            (folder / name).write_text(folder.name)
+    plain_replace = os.replace
+
+    def killed(source, target):
+        if Path(source).name == "model-2.safetensors":
+            raise KeyboardInterrupt
+        plain_replace(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        move_files(new, old)
+    assert not (old / "config.json").exists()
 
 
 def test_a_picture_needs_losses(tmp_path: Path) -> None:

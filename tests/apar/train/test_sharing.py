@@ -45,7 +45,7 @@ def test_loss_and_gradients_are_those_of_the_trees_alone(family: str, weighting:
 def test_the_beginning_stands_once() -> None:
     trees = family_of_trees(3, 4)
     store = TreeStore(trees, 400)
-    assert store.counts.trees == 4
+    assert store.counts.trees == store.counts.parts == 4
     assert len(store) == 1
     assert store.counts.tokens == sum(map(len, trees)) - store.counts.shared_tokens == store.lengths.sum()
     first, *others = store[0]
