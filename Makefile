@@ -34,8 +34,8 @@ demo: build
 	PYTHONPATH=.:python $(RUN) -m apar info
 	PYTHONPATH=.:python $(RUN) -m apar demo
 
-# Data, tokenizer and first weights, two trainings, the measurement: docs/default_model.md. A step learns the rows of all
-# PROCESSES together: one per core, or 1 with a GPU.
+# Data, tokenizer and first weights, two trainings, the measurement: docs/default_model.md. PROCESSES=1 is for a GPU; a
+# step learns the same rows either way.
 MODEL := build/default-model
 MODEL_FILES := config.json generation_config.json model.safetensors tokenizer.json tokenizer_config.json chat_template.jinja
 PROCESSES ?= 2
@@ -43,6 +43,9 @@ LISTS := overview instructions comparison report by_group by_point
 SHORT := one about paragraph names count
 APAR = PYTHONPATH=.:python $(RUN) -m apar
 TRAIN = PYTHONPATH=.:python OMP_NUM_THREADS=1 $(RUN) -m torch.distributed.run --nproc-per-node $(PROCESSES) -m apar train
+ACCUMULATE_1 := 2
+ACCUMULATE_2 := 1
+ACCUMULATE := $(or $(ACCUMULATE_$(PROCESSES)),$(error PROCESSES: expected 1 or 2))
 default-model: build
 	mkdir -p $(MODEL)
 	$(APAR) data synth --seed 1 --count 20000 --kinds repeat -o $(MODEL)/repeat.jsonl.gz
@@ -52,8 +55,8 @@ default-model: build
 	$(APAR) data synth --seed 5 --count 90000 -o $(MODEL)/single.jsonl.gz
 	$(APAR) data synth --seed 6 --count 200 --split heldout -o $(MODEL)/heldout.jsonl.gz
 	PYTHONPATH=.:python $(RUN) bench/train/default/start.py $(MODEL)/start
-	$(TRAIN) bench/train/default/first.yaml --overwrite
-	$(TRAIN) bench/train/default/second.yaml --overwrite
+	$(TRAIN) bench/train/default/first.yaml accumulate=$(ACCUMULATE) --overwrite
+	$(TRAIN) bench/train/default/second.yaml accumulate=$(ACCUMULATE) --overwrite
 	PYTHONPATH=.:python $(RUN) -m bench.default_model --model $(MODEL)/second --seed 23 --save
 	cd $(MODEL)/second && cp $(MODEL_FILES) $(CURDIR)/python/apar/assets/default
 

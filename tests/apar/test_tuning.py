@@ -49,7 +49,7 @@ def test_five_commands_from_a_chat_file_to_parallel_decoding(tmp_path: Path, mon
     for command in commands:
         assert main(shlex.split(command)[1:]) == 0, capsys.readouterr().err
         shown.append(capsys.readouterr())
-    assert "43 trees written, 8 of them fork (19%), 4 held out" in shown[0].out
+    assert "43 trees written, 8 of them fork (19%), 2 held out" in shown[0].out
     assert Path("trees.png").exists()
     assert re.search(r"answers that end +100.0% +100.0%", shown[3].out), shown[3].out
     for line in TIPS.splitlines():

@@ -13,10 +13,11 @@ def add_parser(commands: Any) -> None:
         "train",
         description="Tune a model on paragraph trees, or train a new one, as a YAML file says (docs/training.md). "
         "`torchrun --nproc-per-node N -m apar train ...` uses N GPUs.",
-        epilog="example: apar train config.yaml",
+        epilog="example: apar train config.yaml rows=2 accumulate=16",
     )
     parser.set_defaults(command=_train)
     parser.add_argument("config", metavar="CONFIG.yaml")
+    parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="in place of what the file says")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of the output folder")
     parser.add_argument("--overwrite", action="store_true", help="replace what is in the output folder")
 
@@ -28,7 +29,8 @@ def _train(options: argparse.Namespace) -> int:
     from apar.train.config import load_config
     from apar.train.run import train
 
-    folder = train(load_config(options.config), resume=options.resume, overwrite=options.overwrite)
+    config = load_config(options.config, options.changes)
+    folder = train(config, resume=options.resume, overwrite=options.overwrite)
     if os.environ.get("RANK", "0") == "0":
         print(folder)
     return 0

@@ -7,6 +7,7 @@ import difflib
 import os
 import types
 import typing
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -170,8 +171,10 @@ class TrainConfig:
                 raise ValueError("tokenizer: expected a folder, since a new model brings none")
 
 
-def load_config(path: str | os.PathLike[str]) -> TrainConfig:
-    """Read a YAML file.
+def load_config(path: str | os.PathLike[str], changes: Iterable[str] = ()) -> TrainConfig:
+    """Read a YAML file, whose paths are meant from its folder.
+
+    changes: "key=value" each, in place of what the file says, the value in YAML; paths from where one is.
 
     Raises:
         ValueError: it is no YAML, or a key is unknown, missing, there twice or of the wrong kind; the text names it.
@@ -188,7 +191,21 @@ def load_config(path: str | os.PathLike[str]) -> TrainConfig:
         config = from_dict(TrainConfig, values)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return _with_paths(config, path.parent)
+    config = _with_paths(config, path.parent)
+    changed = dict(map(_change, changes))
+    return from_dict(TrainConfig, dataclasses.asdict(config) | changed) if changed else config
+
+
+def _change(text: str) -> tuple[str, Any]:
+    import yaml
+
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"{text}: expected KEY=VALUE")
+    try:
+        return key, yaml.load(value, _yaml_loader())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{text}: the value is not YAML ({error})") from error
 
 
 def _yaml_loader() -> type[Any]:
@@ -229,7 +246,7 @@ def from_dict(kind: type[Any], values: Any, prefix: str = "") -> Any:
     return kind(**{key: _convert(value, hints[key], prefix + key) for key, value in values.items()})
 
 
-def nearest(key: str, known: typing.Iterable[str]) -> str:
+def nearest(key: str, known: Iterable[str]) -> str:
     """ ", did you mean ...?", or the known keys where none is near."""
     known = list(known)
     found = difflib.get_close_matches(key, known, n=1, cutoff=0.6)

@@ -35,6 +35,25 @@ def test_a_file_becomes_a_config(tmp_path: Path) -> None:
     assert config.lora == LoraConfig(rank=4)
 
 
+def test_changes_stand_in_place_of_what_the_file_says(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "local").mkdir()
+    path = written(tmp_path, LEAST | {"lora": {"rank": 4}, "min_learning_rate": 1e-6})
+    changes = ["rows=3", "learning_rate=1e-4", "steps=null", "epochs=2", "output=local", "data=[a, b]"]
+    config = load_config(path, changes)
+    assert (config.rows, config.learning_rate, config.steps, config.epochs) == (3, 1e-4, None, 2.0)
+    assert (config.output, config.data) == ("local", ["a", "b"])
+    assert (config.lora, config.min_learning_rate) == (LoraConfig(rank=4), 1e-6)
+    for change, message in (
+        ("rows", "rows: expected KEY=VALUE"),
+        ("rwos=3", "rwos: unknown key, did you mean rows"),
+        ("rows=many", "rows: expected"),
+        ("rows={", "rows={: the value is not YAML"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_config(path, [change])
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_examples_are_configs(path: Path) -> None:
     assert isinstance(load_config(path), TrainConfig)
