@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -150,10 +150,14 @@ def _read_data(config: TrainConfig, tokenizer: Any, grammar: Any) -> tuple[dict[
                     heldout.append(record)
 
     stores, counts = {}, {}
-    for split, records in (("train", learned()), ("heldout", heldout)):
+
+    def encode(split: str, records: Iterable[TreeRecord]) -> None:
         encoder = TreeEncoder(tokenizer, grammar)
         stores[split] = TreeStore(encoder.encode(records), config.length, config.too_long, config.share_prompts)
         counts[split] = dataclasses.asdict(encoder.counts) | dataclasses.asdict(stores[split].counts)
+
+    encode("train", learned())
+    encode("heldout", heldout)  # all of them are known only when the data have been read
     if not len(stores["train"]):
         raise ValueError(f"data: no tree to learn from in {', '.join(config.data)} ({counts['train']})")
     return stores, counts

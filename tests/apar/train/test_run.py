@@ -122,6 +122,38 @@ def test_accumulated_micro_batches_are_one_batch(tmp_path: Path) -> None:
         assert losses(parts)[step] == pytest.approx(loss, abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    "changes", [{"activation_checkpointing": True}, {"attention": "apar_tiles"}, {"share_prompts": False}], ids=str
+)
+def test_what_saves_time_or_memory_changes_no_curve(tmp_path: Path, changes: dict) -> None:
+    plain = train(tiny_run(tmp_path, output=str(tmp_path / "plain")))
+    other = train(tiny_run(tmp_path, output=str(tmp_path / "other"), **changes))
+    assert losses(other) == pytest.approx(losses(plain), abs=1e-5)
+
+
+def test_the_schedule_ends_where_it_should(tmp_path: Path) -> None:
+    folder = train(tiny_run(tmp_path, steps=6, min_learning_rate=4e-4, warmup_steps=1))
+    rates = [line["learning_rate"] for line in read_log(folder / "log.jsonl") if "learning_rate" in line]
+    assert max(rates) == pytest.approx(1e-3)
+    assert 4e-4 <= rates[-1] < 5e-4
+
+
+def test_details_may_weigh_less(tmp_path: Path) -> None:
+    """The first step's loss is that of the same weights; with details of no weight it is the trunk's."""
+    first = {
+        weight: losses(train(tiny_run(tmp_path, output=str(tmp_path / str(weight)), steps=1, detail_weight=weight)))[1]
+        for weight in (0.0, 0.5, 1.0)
+    }
+    assert len({round(loss, 5) for loss in first.values()}) == 3
+    assert min(first[0.0], first[1.0]) < first[0.5] < max(first[0.0], first[1.0])
+
+
+def test_held_out_files_are_read_up_to_their_limit(tmp_path: Path) -> None:
+    write_trees(tmp_path / "more.jsonl", records() * 2)
+    folder = train(tiny_run(tmp_path, heldout=str(tmp_path / "more.jsonl"), heldout_limit=5))
+    assert json.loads((folder / "training.json").read_text())["data"]["heldout"]["trees"] == 5
+
+
 def test_several_processes_learn_what_one_does(tmp_path: Path) -> None:
     """Two processes of one row each against one of two rows; their rows have different numbers of targets.
 
