@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench import tables
+from bench.common import RESULTS
 
 MACHINE = {"card": "NVIDIA H200", "driver": "1.2", "commit": "0123456789abcdef", "date": "2027-01-02"}
 
@@ -90,3 +91,11 @@ def test_the_files_are_up_to_date():
                 found.add(table)
                 assert tables.fill(text, table, tables.TABLES[table](results)) == text, f"{name}: {table}"
     assert found == set(tables.TABLES)
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.rglob("*.json")), ids=lambda path: path.name)
+def test_result_files_are_json_for_everybody(path):
+    def refuse(word):
+        raise ValueError(f"{word} is no JSON")
+
+    json.loads(path.read_text(), parse_constant=refuse)
