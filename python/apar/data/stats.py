@@ -14,7 +14,7 @@ from apar.data.shape import TreeShape, estimate_tokens, tree_shape
 from apar.pictures import new_figure, save_png
 
 ALL = "all"
-_OF_A_TREE = ("tokens", "steps", "forks", "width", "depth")
+_OF_A_TREE = ("tokens", "steps", "forks", "width", "depth", "speedup")
 
 
 @dataclasses.dataclass
@@ -49,14 +49,14 @@ class Summary:
 
 
 class Shapes:
-    """The shapes of one source's trees, as they were read: columns of numbers, some 40 bytes a tree.
+    """The shapes of one source's trees, as they were read: columns of numbers, some 50 bytes a tree.
 
-    tokens, steps, forks, width, depth: one value a tree. details: tokens of all details of all trees, in a row.
+    tokens, steps, forks, width, depth, speedup: one value a tree. details: tokens of all details, in a row.
     """
 
     def __init__(self) -> None:
         self.heldout = 0
-        self._columns = {name: array.array("q") for name in (*_OF_A_TREE, "details")}
+        self._columns = {name: array.array("d" if name == "speedup" else "q") for name in (*_OF_A_TREE, "details")}
 
     def add(self, shape: TreeShape, is_heldout: bool) -> None:
         for name in _OF_A_TREE:
@@ -65,14 +65,8 @@ class Shapes:
         self.heldout += is_heldout
 
     def column(self, name: str) -> np.ndarray:
-        """int64 [trees], or [details]."""
-        return np.array(self._columns[name], np.int64)
-
-    @property
-    def speedup(self) -> np.ndarray:
-        """float64 [trees]: steps of one branch after the other over steps of all at once."""
-        tokens, steps = self.column("tokens"), self.column("steps")
-        return np.where(steps > 0, tokens / np.maximum(steps, 1), 1.0)
+        """int64 [trees], or [details]; float64 for speedup."""
+        return np.array(self._columns[name])
 
     def summary(self) -> Summary:
         forked = self.column("forks") > 0
@@ -86,8 +80,8 @@ class Shapes:
             width=_spread(self.column("width")[forked]),
             detail_tokens=_spread(self.column("details")),
             depth={depth: int(count) for depth, count in enumerate(np.bincount(self.column("depth"))) if count},
-            speedup=_spread(self.speedup),
-            speedup_of_forked=_spread(self.speedup[forked]),
+            speedup=_spread(self.column("speedup")),
+            speedup_of_forked=_spread(self.column("speedup")[forked]),
             speedup_by_tokens=tokens / steps if steps else 1.0,
         )
 
@@ -156,7 +150,7 @@ def draw(shapes: dict[str, Shapes], summaries: dict[str, Summary], path: str) ->
     for axis in axes[:2]:
         axis.invert_yaxis()
     for axis, title, values in (
-        (axes[2], "ideal speed-up of answers that fork", everything.speedup[forked]),
+        (axes[2], "ideal speed-up of answers that fork", everything.column("speedup")[forked]),
         (axes[3], "details of an answer", everything.column("forks")[forked]),
         (axes[4], "branches at once", everything.column("width")[forked]),
         (axes[5], "tokens of a detail", everything.column("details")),

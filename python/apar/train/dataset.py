@@ -193,7 +193,6 @@ class RowDataset(torch.utils.data.Dataset):
         self,
         store: TreeStore,
         *,
-        num_rows: int | None = None,
         seed: int = 0,
         weighting: str = "token",
         detail_weight: float = 1.0,
@@ -205,8 +204,6 @@ class RowDataset(torch.utils.data.Dataset):
         self._rows: list[list[int]] = []
         self.rows_per_epoch: list[int] = []
         self._add_epoch()
-        if num_rows is not None:
-            self.resize(num_rows)
 
     def resize(self, num_rows: int) -> None:
         """From the rows of an epoch to those of a run: more epochs, or a part of the first one."""

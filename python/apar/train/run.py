@@ -40,7 +40,8 @@ _WITHOUT_EFFECT = (
     *("prediction_loss_only", "resume_from_checkpoint", "save_only_model", "train_sampling_strategy"),
     *("use_liger_kernel", "liger_kernel_config", "use_cache"),
 )
-_SCHEDULES_WITHOUT_OPTIONS = (SchedulerType.CONSTANT, SchedulerType.CONSTANT_WITH_WARMUP)  # it passes over them
+# transformers passes over options for these without a word.
+_SCHEDULES_WITHOUT_OPTIONS = (SchedulerType.CONSTANT, SchedulerType.CONSTANT_WITH_WARMUP)
 SUMMARY_FILE = "training.json"
 
 

@@ -108,7 +108,8 @@ def test_rows_are_full() -> None:
 def test_rows_of_a_run_do_not_depend_on_its_length() -> None:
     store = TreeStore((random_packed(seed) for seed in range(40)), 200)
     one_epoch = RowDataset(store, seed=3)
-    longer = RowDataset(store, seed=3, num_rows=2 * len(one_epoch) + 1)
+    longer = RowDataset(store, seed=3)
+    longer.resize(2 * len(one_epoch) + 1)
     assert len(longer) == 2 * len(one_epoch) + 1
     for number in range(len(one_epoch)):
         assert np.array_equal(one_epoch[number].token_ids, longer[number].token_ids)

@@ -114,7 +114,7 @@ def _check_details(
     leads = [whole[line:fork].rstrip() for line, fork, _ in forks]
     for (line, fork, detail), lead in zip(forks, leads, strict=True):
         end = fork + len(detail.text)
-        wanted = _lines(whole[line : whole.find("\n", end)] if "\n" in whole[end:] else whole[line:])
+        wanted = _lines(whole[line : _end_of_line(whole, end)])
         if detail.num_forks:
             others = tuple(other for other in leads if not any(text.startswith(other) for text in wanted))
             yield from _check_details(detail, whole, fork, list(_sections(sections, lead, others)))
@@ -140,6 +140,10 @@ def _lead(text: str) -> str:
 def _begin_of_line(text: str, end: int) -> int:
     """Where the last line of ``text[:end]`` begins that is not empty."""
     return text.rfind("\n", 0, len(text[:end].rstrip("\n"))) + 1
+
+
+def _end_of_line(text: str, begin: int) -> int:
+    return end if (end := text.find("\n", begin)) >= 0 else len(text)
 
 
 def _lines(text: str) -> list[str]:
